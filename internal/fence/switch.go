@@ -75,7 +75,7 @@ const (
 	ActStage    Action = "stage"     // taker: lay the accepted snapshot down, then ready
 	ActTakeOver Action = "take-over" // taker: lay the final snapshot down, start, claim
 	ActFinished Action = "finished"  // taker serves; giver stays stopped
-	ActCalledOf Action = "called-off"
+	ActCalledOff Action = "called-off"
 )
 
 // GiverNext decides what the giver does, given the records of the move with
@@ -88,7 +88,7 @@ func GiverNext(move Move, claims []Claim, self dr.HostID, offered bool) (Action,
 		case last.Epoch > move.Epoch && last.Host != self:
 			return ActFinished, nil
 		case last.Epoch > move.Epoch: // we took it back
-			return ActCalledOf, nil
+			return ActCalledOff, nil
 		case last.Epoch == move.Epoch && last.Host != self:
 			return "", fmt.Errorf("site %s holds epoch %d of system %s, not this one: %w", last.Site, last.Epoch, move.System, dr.ErrFenced)
 		}
@@ -104,7 +104,7 @@ func GiverNext(move Move, claims []Claim, self dr.HostID, offered bool) (Action,
 		if offered {
 			return ActTakeBack, nil
 		}
-		return ActCalledOf, nil
+		return ActCalledOff, nil
 	case PhaseDone: // the claim must have been there; read again
 		return ActWait, nil
 	}
@@ -130,7 +130,7 @@ func TakerNext(move Move, claims []Claim, self dr.HostID) (Action, error) {
 	case PhaseOffered:
 		return ActTakeOver, nil
 	case PhaseAborted:
-		return ActCalledOf, nil
+		return ActCalledOff, nil
 	case PhaseDone:
 		return ActFinished, nil
 	}
