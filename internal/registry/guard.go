@@ -1,0 +1,447 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync"
+
+	"github.com/distribution/distribution/v3/registry/api/v2"
+	"github.com/distribution/distribution/v3/registry/storage/driver"
+	"github.com/google/uuid"
+	"github.com/gorilla/mux"
+	"github.com/opencontainers/go-digest"
+)
+
+// maxManifest is the largest manifest accepted, in bytes; Distribution's own
+// bound.
+const maxManifest = 4 << 20
+
+// guard stands before Distribution: it logs in, enforces access roles and keeps
+// tags immutable.
+type guard struct {
+	next   http.Handler // Distribution
+	routes *mux.Router  // the same routes that next uses
+	users  *users
+	ledger *ledger
+	driver driver.StorageDriver
+	log    *slog.Logger
+
+	// names holds one lock a name: shared while manifests and tags are added,
+	// exclusive while something is deleted by digest.
+	names lockTable
+	// series holds one lock a series of tags.
+	series lockTable
+
+	mu     sync.Mutex
+	epochs map[string]uint64 // newest epoch seen, by name and system
+}
+
+// nameRE is the grammar of names of the OCI distribution specification.
+var nameRE = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+
+// request is a request that was understood.
+type request struct {
+	route  string // of package v2
+	name   string
+	ref    string // tag or digest
+	upload string // id of an upload
+	user   string
+	access Access
+	note   *fullNote
+}
+
+// ServeHTTP implements http.Handler.
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set(announceHeader, announcement)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if r.URL.Path == healthPath {
+		g.health(w, r)
+		return
+	}
+	ctx, note := withFullNote(r.Context())
+	r = r.WithContext(ctx)
+	req, refused := g.admit(r)
+	if refused != nil {
+		if refused.status == http.StatusUnauthorized {
+			w.Header().Set("WWW-Authenticate", `Basic realm="lifeboat"`)
+		}
+		refused.write(w)
+		return
+	}
+	req.note = note
+	g.dispatch(w, r, req)
+}
+
+// admit logs the user in and finds out what the request is about. What no route
+// fits is refused here and never reaches Distribution.
+func (g *guard) admit(r *http.Request) (*request, *refusal) {
+	req := &request{access: everything()}
+	if !g.users.open() {
+		name, password, ok := r.BasicAuth()
+		if !ok {
+			return nil, &refusal{status: http.StatusUnauthorized, code: "UNAUTHORIZED", message: "log in with user and password"}
+		}
+		access, known, granted := g.users.login(r.Context(), name, password)
+		if !known {
+			return nil, &refusal{status: http.StatusUnauthorized, code: "UNAUTHORIZED", message: "wrong user or password"}
+		}
+		if !granted {
+			return nil, denied(fmt.Sprintf("user %s has no access role; the operator adds one to the roles file", name))
+		}
+		req.user, req.access = name, access
+	}
+	var m mux.RouteMatch
+	if !g.routes.Match(r, &m) || m.Route == nil {
+		return nil, &refusal{status: http.StatusNotFound, code: "NAME_INVALID", message: "no such address in the OCI distribution protocol"}
+	}
+	req.route, req.name, req.upload = m.Route.GetName(), m.Vars["name"], m.Vars["uuid"]
+	req.ref = m.Vars["reference"] + m.Vars["digest"]
+	// Distribution's routes also take a registry's host for part of a name, and
+	// dots for an upload; neither gets near a path of the storage.
+	if (req.name != "" && !nameRE.MatchString(req.name)) || (req.upload != "" && uuid.Validate(req.upload) != nil) {
+		return nil, &refusal{status: http.StatusBadRequest, code: "NAME_INVALID", message: "malformed name or upload"}
+	}
+	if req.name != "" && !req.access.sees(req.name) {
+		return nil, denied(fmt.Sprintf("user %s has no access to name %s", req.user, req.name))
+	}
+	return req, nil
+}
+
+// dispatch decides by route and method. Reading what one may see needs no more;
+// everything that changes something is named here.
+func (g *guard) dispatch(w http.ResponseWriter, r *http.Request, req *request) {
+	reading := r.Method == http.MethodGet || r.Method == http.MethodHead
+	switch {
+	case req.route == v2.RouteNameCatalog && req.access.Names != nil:
+		denied("the list of all names is for users who may see every name").write(w)
+	case reading && req.route != v2.RouteNameBlobUpload:
+		g.forward(w, r, req)
+	case req.route == v2.RouteNameManifest && r.Method == http.MethodPut:
+		g.putManifest(w, r, req)
+	case (req.route == v2.RouteNameManifest || req.route == v2.RouteNameBlob) && r.Method == http.MethodDelete:
+		g.delete(w, r, req)
+	case req.route == v2.RouteNameBlobUpload && r.Method == http.MethodPost,
+		req.route == v2.RouteNameBlobUploadChunk && (r.Method == http.MethodPatch || r.Method == http.MethodPut || r.Method == http.MethodDelete):
+		g.uploadBlob(w, r, req)
+	default:
+		(&refusal{status: http.StatusMethodNotAllowed, code: "UNSUPPORTED", message: r.Method + " is not offered here"}).write(w)
+	}
+}
+
+// uploadBlob lets parts of an upload pass. What a failed last part leaves
+// behind is removed, so that a full disk does not stay full of halves.
+func (g *guard) uploadBlob(w http.ResponseWriter, r *http.Request, req *request) {
+	if err := req.access.uploads(); err != nil {
+		denied(fmt.Sprintf("user %s: %s", req.user, err)).write(w)
+		return
+	}
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		(&refusal{status: http.StatusBadRequest, code: "BLOB_UPLOAD_INVALID", message: "malformed query"}).write(w)
+		return
+	}
+	for _, from := range q["from"] {
+		if !req.access.sees(from) {
+			denied(fmt.Sprintf("user %s has no access to name %s", req.user, from)).write(w)
+			return
+		}
+	}
+	// Distribution also looks for from and digest in a body that calls itself a
+	// form, where nothing above has looked.
+	r.Header.Set("Content-Type", "application/octet-stream")
+	status := g.forward(w, r, req)
+	if r.Method == http.MethodPut && status >= 400 {
+		// The context of a client that went away is done.
+		ctx := context.WithoutCancel(r.Context())
+		if err := g.driver.Delete(ctx, uploadPath(req.name, req.upload)); err != nil && !isMissing(err) {
+			g.log.Warn("failed upload not removed", "name", req.name, "upload", req.upload, "err", err)
+		}
+	}
+}
+
+func isMissing(err error) bool {
+	var missing driver.PathNotFoundError
+	return errors.As(err, &missing)
+}
+
+// putManifest holds the lock of the tag's series from the look at what is there
+// until Distribution has written, so that of many writers one wins.
+func (g *guard) putManifest(w http.ResponseWriter, r *http.Request, req *request) {
+	if err := req.access.uploads(); err != nil {
+		denied(fmt.Sprintf("user %s: %s", req.user, err)).write(w)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxManifest))
+	if err != nil {
+		var large *http.MaxBytesError
+		if errors.As(err, &large) {
+			(&refusal{status: http.StatusRequestEntityTooLarge, code: "SIZE_INVALID", message: fmt.Sprintf("a manifest has at most %d bytes", maxManifest)}).write(w)
+			return
+		}
+		(&refusal{status: http.StatusBadRequest, code: "MANIFEST_INVALID", message: "the manifest was cut off"}).write(w)
+		return
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	defer g.names.rlock(req.name)()
+	if !isDigest(req.ref) {
+		t := parseTag(req.ref)
+		defer g.series.lock(req.name + ":" + t.series())()
+		if refused := g.checkTag(r.Context(), req, t, digest.FromBytes(body)); refused != nil {
+			refused.write(w)
+			return
+		}
+	}
+	g.forward(w, r, req)
+}
+
+func isDigest(ref string) bool { return strings.ContainsRune(ref, ':') }
+
+// checkTag decides whether user may let tag t name d now.
+func (g *guard) checkTag(ctx context.Context, req *request, t tag, d digest.Digest) *refusal {
+	var failed error
+	err := req.access.writes(t, func() (bool, error) {
+		var ok bool
+		ok, failed = g.holds(ctx, req, t.system)
+		return ok, failed
+	})
+	if failed != nil {
+		return g.failure("read epochs", req, failed)
+	}
+	if err != nil {
+		return denied(fmt.Sprintf("user %s may not write tag %s: %s", req.user, t.text, err))
+	}
+	have, err := g.ledger.resolve(ctx, req.name, t.text)
+	switch {
+	case err != nil:
+		return g.failure("read tag", req, err)
+	case have == d:
+		return nil
+	case have != "" && t.ordinary() && req.access.Role == RoleOperator:
+		return nil
+	case have != "" && t.ordinary():
+		return denied(fmt.Sprintf("user %s: role %s does not move tags; %s names %s", req.user, req.access.Role, t.text, have))
+	case have != "":
+		return conflict(reasonTaken, fmt.Sprintf("tag %s is immutable and names %s", t.text, have))
+	}
+	return g.checkNew(ctx, req, t, d)
+}
+
+// checkNew decides about a tag that does not exist.
+func (g *guard) checkNew(ctx context.Context, req *request, t tag, d digest.Digest) *refusal {
+	if t.class == classPacks && !strings.HasPrefix(d.Encoded(), t.prefix) {
+		return &refusal{status: http.StatusBadRequest, code: "TAG_INVALID", message: fmt.Sprintf("tag %s must begin the digest of its manifest, %s", t.text, d)}
+	}
+	if !t.numbered() {
+		return nil
+	}
+	old, err := g.ledger.retired(ctx, req.name, t)
+	if err != nil {
+		return g.failure("read deleted tags", req, err)
+	}
+	if old != "" && old != d {
+		return conflict(reasonRetired, fmt.Sprintf("tag %s was used and deleted; numbers are not given out again", t.text))
+	}
+	if t.dense() && t.number > 1 {
+		before := t.with(t.number - 1)
+		ok, err := g.ledger.used(ctx, req.name, before)
+		if err != nil {
+			return g.failure("read tag", req, err)
+		}
+		if !ok {
+			return conflict(reasonGap, fmt.Sprintf("tag %s does not exist; numbers have no gaps", before.text))
+		}
+	}
+	if t.class == classEpoch {
+		if err := g.ledger.claim(ctx, req.name, t, req.user); err != nil {
+			return g.failure("note claim", req, err)
+		}
+	}
+	return nil
+}
+
+// holds reports whether the user has written the newest epoch of a system. It
+// reads without the lock of the epochs: who loses the epoch in this instant has
+// written before.
+func (g *guard) holds(ctx context.Context, req *request, system string) (bool, error) {
+	key := req.name + ":" + system
+	g.mu.Lock()
+	from := g.epochs[key]
+	g.mu.Unlock()
+	user, newest, err := g.ledger.holder(ctx, req.name, system, from)
+	if err != nil {
+		return false, err
+	}
+	g.mu.Lock()
+	g.epochs[key] = max(newest, g.epochs[key])
+	g.mu.Unlock()
+	return newest > 0 && user == req.user, nil
+}
+
+// delete removes a tag, a manifest or a blob, which operators may.
+func (g *guard) delete(w http.ResponseWriter, r *http.Request, req *request) {
+	if err := req.access.deletes(); err != nil {
+		denied(fmt.Sprintf("user %s: %s", req.user, err)).write(w)
+		return
+	}
+	var refused *refusal
+	if isDigest(req.ref) {
+		defer g.names.lock(req.name)()
+		refused = g.checkDelete(r.Context(), req)
+	} else {
+		t := parseTag(req.ref)
+		defer g.names.rlock(req.name)()
+		defer g.series.lock(req.name + ":" + t.series())()
+		refused = g.retire(r.Context(), req, t)
+	}
+	if refused != nil {
+		refused.write(w)
+		return
+	}
+	g.forward(w, r, req)
+}
+
+// checkDelete keeps a manifest that tags of a repository name (invariant 2).
+func (g *guard) checkDelete(ctx context.Context, req *request) *refusal {
+	if req.route != v2.RouteNameManifest {
+		return nil
+	}
+	tags, err := g.ledger.listers(ctx, req.name, digest.Digest(req.ref))
+	if err != nil {
+		return g.failure("look for tags", req, err)
+	}
+	if len(tags) > 0 {
+		return conflict(reasonListed, fmt.Sprintf("manifest %s is named by tag %s (%d in all); delete the tags first", req.ref, tags[0], len(tags)))
+	}
+	return nil
+}
+
+// retire notes a number as used up before its tag goes.
+func (g *guard) retire(ctx context.Context, req *request, t tag) *refusal {
+	if !t.numbered() {
+		return nil
+	}
+	d, err := g.ledger.resolve(ctx, req.name, t.text)
+	if err != nil {
+		return g.failure("read tag", req, err)
+	}
+	if d == "" {
+		return nil // Distribution says that it does not exist
+	}
+	if err := g.ledger.retire(ctx, req.name, t, d); err != nil {
+		return g.failure("note deletion", req, err)
+	}
+	return nil
+}
+
+// failure logs why the guard itself could not go on.
+func (g *guard) failure(what string, req *request, err error) *refusal {
+	g.log.Error("request failed", "what", what, "name", req.name, "ref", req.ref, "user", req.user, "err", err)
+	if req.note.full.Load() {
+		return noRoom()
+	}
+	return internal()
+}
+
+// forward hands the request to Distribution and returns the status it gave.
+func (g *guard) forward(w http.ResponseWriter, r *http.Request, req *request) int {
+	a := &answer{ResponseWriter: w, note: req.note}
+	func() {
+		defer func() {
+			p := recover()
+			if p == nil {
+				return
+			}
+			if p == http.ErrAbortHandler {
+				panic(p)
+			}
+			g.log.Error("request failed", "method", r.Method, "name", req.name, "ref", req.ref, "panic", fmt.Sprint(p))
+			if a.status == 0 {
+				internal().write(a)
+			}
+		}()
+		g.next.ServeHTTP(a, r)
+	}()
+	if a.status >= 500 {
+		g.log.Error("request failed", "method", r.Method, "route", req.route, "name", req.name, "ref", req.ref, "user", req.user,
+			"status", a.status, "full", req.note.full.Load(), "answer", a.text.String())
+	}
+	if a.status >= 400 && r.Body != nil {
+		// A client that is still sending would see a reset instead of the answer.
+		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, maxDrain))
+	}
+	return a.status
+}
+
+// maxDrain bounds what is read of a body that was refused, in bytes: a whole
+// pack.
+const maxDrain = 64 << 20
+
+// answer notes the status that Distribution gives, keeps the text of failures
+// for the log instead of the client, and says so when the disk is full.
+type answer struct {
+	http.ResponseWriter
+	note     *fullNote
+	status   int
+	replaced bool
+	text     bytes.Buffer
+}
+
+func (a *answer) WriteHeader(status int) {
+	if a.status != 0 {
+		return
+	}
+	a.status = status
+	if status < 500 {
+		a.ResponseWriter.WriteHeader(status)
+		return
+	}
+	a.replaced = true
+	r := internal()
+	if a.note.full.Load() {
+		r = noRoom()
+	}
+	a.status = r.status
+	r.write(a.ResponseWriter)
+}
+
+func (a *answer) Write(p []byte) (int, error) {
+	if a.status == 0 {
+		a.WriteHeader(http.StatusOK)
+	}
+	if !a.replaced {
+		return a.ResponseWriter.Write(p)
+	}
+	if room := 2000 - a.text.Len(); room > 0 {
+		a.text.Write(p[:min(len(p), room)])
+	}
+	return len(p), nil
+}
+
+// Unwrap lets http.ResponseController through.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// health answers without login whether the storage answers.
+func (g *guard) health(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	status, text := http.StatusOK, "ok"
+	if _, err := g.driver.Stat(r.Context(), "/"); err != nil && !isMissing(err) {
+		g.log.Error("storage does not answer", "err", err)
+		status, text = http.StatusServiceUnavailable, "storage does not answer"
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"status": text}) // the client is gone
+}

@@ -1,0 +1,250 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/distribution/distribution/v3/registry/storage/driver"
+	"github.com/distribution/distribution/v3/registry/storage/driver/factory"
+	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	"golang.org/x/sys/unix"
+)
+
+// Distribution finds storage drivers by name in a table of the process and
+// hands them untyped parameters. One entry is enough: its parameter is the
+// driver itself, which New has made.
+func init() { factory.Register(driverName, givenDriver{}) }
+
+const (
+	driverName  = "lifeboat"
+	driverParam = "driver"
+)
+
+type givenDriver struct{}
+
+func (givenDriver) Create(_ context.Context, parameters map[string]any) (driver.StorageDriver, error) {
+	d, ok := parameters[driverParam].(driver.StorageDriver)
+	if !ok {
+		return nil, errors.New("registry: no storage driver given")
+	}
+	return d, nil
+}
+
+// maxThreads bounds blocking file operations at a time.
+const maxThreads = 100
+
+// diskDriver keeps blobs and links in a directory. Distribution's own driver
+// syncs files, but not the directories that it makes and renames into; after a
+// power cut an acknowledged blob could be without a name. diskDriver syncs
+// those too, so that what was acknowledged is on disk (invariant 1 of
+// docs/format.md needs no less), and notes when the disk is full.
+type diskDriver struct {
+	driver.StorageDriver
+	root string
+
+	mu sync.Mutex
+	// durable holds directories whose own entry is known to be on disk.
+	durable map[string]struct{}
+}
+
+// maxDurable bounds diskDriver.durable; beyond it starts anew.
+const maxDurable = 1 << 16
+
+func newDiskDriver(root string) *diskDriver {
+	return &diskDriver{
+		StorageDriver: filesystem.New(filesystem.DriverParameters{RootDirectory: root, MaxThreads: maxThreads}),
+		root:          root,
+		durable:       map[string]struct{}{},
+	}
+}
+
+// volatile reports whether p belongs to an upload in progress. Nothing was
+// promised about it, and the next start removes it, so it need not be on disk.
+func volatile(p string) bool { return strings.Contains(p, "/_uploads/") }
+
+// PutContent implements driver.StorageDriver.
+func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) error {
+	if volatile(p) {
+		return noteFull(ctx, d.putVolatile(p, content))
+	}
+	if err := d.StorageDriver.PutContent(ctx, p, content); err != nil {
+		return noteFull(ctx, err)
+	}
+	return noteFull(ctx, d.settle(path.Dir(p)))
+}
+
+func (d *diskDriver) putVolatile(p string, content []byte) error {
+	if !driver.PathRegexp.MatchString(p) {
+		return driver.InvalidPathError{Path: p, DriverName: driverName}
+	}
+	full := filepath.Join(d.root, filepath.FromSlash(p))
+	if err := os.MkdirAll(filepath.Dir(full), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(full, content, 0o600)
+}
+
+// Move implements driver.StorageDriver.
+func (d *diskDriver) Move(ctx context.Context, from, to string) error {
+	if err := d.StorageDriver.Move(ctx, from, to); err != nil {
+		return noteFull(ctx, err)
+	}
+	if err := syncDir(filepath.Join(d.root, filepath.FromSlash(path.Dir(to)))); err != nil {
+		return noteFull(ctx, err)
+	}
+	return noteFull(ctx, d.settle(path.Dir(to)))
+}
+
+// Delete implements driver.StorageDriver. A deletion that was answered stays
+// one: a tag must not come back after a power cut.
+func (d *diskDriver) Delete(ctx context.Context, p string) error {
+	if err := d.StorageDriver.Delete(ctx, p); err != nil {
+		return err
+	}
+	if volatile(p) {
+		return nil
+	}
+	d.mu.Lock()
+	for dir := range d.durable {
+		if dir == p || strings.HasPrefix(dir, p+"/") {
+			delete(d.durable, dir)
+		}
+	}
+	d.mu.Unlock()
+	return syncDir(filepath.Join(d.root, filepath.FromSlash(path.Dir(p))))
+}
+
+// settle makes the entries of dir and of the directories above it durable, as
+// far as this process does not know that they are.
+func (d *diskDriver) settle(dir string) error {
+	for ; dir != "/" && dir != "."; dir = path.Dir(dir) {
+		d.mu.Lock()
+		_, known := d.durable[dir]
+		d.mu.Unlock()
+		if known {
+			return nil
+		}
+		if err := syncDir(filepath.Join(d.root, filepath.FromSlash(path.Dir(dir)))); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		if len(d.durable) >= maxDurable {
+			clear(d.durable)
+		}
+		d.durable[dir] = struct{}{}
+		d.mu.Unlock()
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("sync directory: %w", err)
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Writer implements driver.StorageDriver.
+func (d *diskDriver) Writer(ctx context.Context, p string, appending bool) (driver.FileWriter, error) {
+	w, err := d.StorageDriver.Writer(ctx, p, appending)
+	if err != nil {
+		return nil, noteFull(ctx, err)
+	}
+	return &diskWriter{FileWriter: w, ctx: ctx}, nil
+}
+
+type diskWriter struct {
+	driver.FileWriter
+	ctx context.Context // of the request; carries the note for a full disk
+}
+
+func (w *diskWriter) Write(p []byte) (int, error) {
+	n, err := w.FileWriter.Write(p)
+	return n, noteFull(w.ctx, err)
+}
+
+func (w *diskWriter) Close() error { return noteFull(w.ctx, w.FileWriter.Close()) }
+
+func (w *diskWriter) Commit(ctx context.Context) error {
+	return noteFull(w.ctx, w.FileWriter.Commit(ctx))
+}
+
+// fullNote is put into a request's context by the guard and set by the driver
+// when there was no room: Distribution flattens errors to text on the way up.
+type fullNote struct{ full atomic.Bool }
+
+type fullNoteKey struct{}
+
+func withFullNote(ctx context.Context) (context.Context, *fullNote) {
+	n := &fullNote{}
+	return context.WithValue(ctx, fullNoteKey{}, n), n
+}
+
+// noteFull notes that err means a full disk or a used-up quota, and returns it.
+func noteFull(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	cause := err
+	var de driver.Error
+	if errors.As(err, &de) {
+		cause = de.Detail
+	}
+	if errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT) {
+		if n, ok := ctx.Value(fullNoteKey{}).(*fullNote); ok {
+			n.full.Store(true)
+		}
+	}
+	return err
+}
+
+// repositoriesRoot is where Distribution keeps names; see its storage/paths.go.
+const repositoriesRoot = "/docker/registry/v2/repositories"
+
+// uploadPath is the directory of an upload in progress.
+func uploadPath(name, id string) string {
+	return path.Join(repositoriesRoot, name, "_uploads", id)
+}
+
+// dropUploads removes what uploads an earlier process has left behind: their
+// tokens ended with it, nobody can go on with them. It returns how many.
+func dropUploads(root string) (int, error) {
+	dropped := 0
+	top := filepath.Join(root, filepath.FromSlash(repositoriesRoot))
+	err := filepath.WalkDir(top, func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !e.IsDir() {
+			return err
+		}
+		switch e.Name() {
+		case "_layers", "_manifests":
+			return fs.SkipDir
+		case "_uploads":
+			entries, err := os.ReadDir(p)
+			if err != nil {
+				return err
+			}
+			dropped += len(entries)
+			if err := os.RemoveAll(p); err != nil {
+				return err
+			}
+			return fs.SkipDir
+		}
+		return nil
+	})
+	if err != nil {
+		return dropped, fmt.Errorf("remove uploads that were cut off: %w", err)
+	}
+	return dropped, nil
+}
