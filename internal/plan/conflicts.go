@@ -171,9 +171,9 @@ func Conflicts(w Wants, t Taken) []Conflict {
 			}
 		}
 	}
-	named("container", w.Containers, t.Containers, func(n string) string { return "--override names." + n + "=OTHER" })
+	named("container", w.Containers, t.Containers, func(n string) string { return "--override names.containers." + n + "=OTHER" })
 	named("network", w.Networks, t.Networks, func(n string) string { return "--override networks." + n + ".name=OTHER" })
-	named("volume", w.Volumes, t.Volumes, func(n string) string { return "--override names." + n + "=OTHER" })
+	named("volume", w.Volumes, t.Volumes, func(n string) string { return "--override names.volumes." + n + "=OTHER" })
 	named("path", w.Binds, t.Binds, func(n string) string { return "--override paths." + n + "=/OTHER" })
 	for _, p := range w.Ports {
 		for _, q := range t.Ports {
