@@ -299,21 +299,41 @@ type sourceReader struct {
 	left int64
 }
 
+// Read hands the last bytes out only after it has seen that no more follow:
+// a source that is too long must not become a blob that happens to fit.
 func (r *sourceReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
 	r.left -= int64(n)
+	if err == nil && r.left == 0 {
+		err = r.end()
+	}
 	switch {
 	case r.left < 0:
 		return 0, r.s.failed(fmt.Errorf("what is to be sent is longer than %d bytes", r.s.size))
 	case err != nil && !errors.Is(err, io.EOF):
-		return n, r.s.failed(fmt.Errorf("read what is to be sent: %w", err))
+		return 0, r.s.failed(fmt.Errorf("read what is to be sent: %w", err))
 	case err != nil && r.left > 0:
-		return n, r.s.failed(fmt.Errorf("what is to be sent ends %d bytes short of %d", r.left, r.s.size))
+		return 0, r.s.failed(fmt.Errorf("what is to be sent ends %d bytes short of %d", r.left, r.s.size))
 	}
 	r.s.mu.Lock()
 	r.s.n += int64(n)
 	r.s.mu.Unlock()
 	return n, err
+}
+
+// end looks for what follows the last byte; io.EOF is what it should be.
+func (r *sourceReader) end() error {
+	var one [1]byte
+	for {
+		n, err := r.r.Read(one[:])
+		if n > 0 {
+			r.left = -1
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func (r *sourceReader) Close() error { return r.r.Close() }

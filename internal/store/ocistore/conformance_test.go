@@ -34,3 +34,8 @@ func TestConformanceOwnRegistryPlain(t *testing.T) {
 		return open(t, r.URL("repo"), r.Options())
 	})
 }
+
+// registryOptions keeps the developer's own credentials out of tests.
+func registryOptions() ocistore.Options {
+	return ocistore.Options{Username: "lbtest", Password: "lbtest"}
+}
