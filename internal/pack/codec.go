@@ -1,0 +1,146 @@
+package pack
+
+import (
+	"fmt"
+
+	"github.com/klauspost/compress"
+	"github.com/klauspost/compress/zstd"
+
+	"lifeboat/internal/dr"
+)
+
+// Codec bytes, the first byte of a group's payload.
+const (
+	codecRaw  = 0
+	codecZstd = 1
+)
+
+const (
+	// sampleSize and samples say how much of a body is compressed to see
+	// whether the rest is worth it.
+	sampleSize = 16 << 10
+	samples    = 3
+	// A body is stored raw unless compression takes away at least one part in
+	// minGain: below that, decompression costs more than the bytes.
+	minGain = 32
+)
+
+// Codec compresses and decompresses the bodies of groups. Safe for concurrent
+// use; at most workers calls run at a time.
+type Codec struct {
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+}
+
+// NewCodec returns a codec that runs up to workers calls at a time.
+func NewCodec(workers int) (*Codec, error) {
+	enc, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithEncoderConcurrency(workers),
+		zstd.WithEncoderCRC(false), // the seal authenticates
+		zstd.WithWindowSize(GroupSize),
+		zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return nil, fmt.Errorf("make compressor: %w", err)
+	}
+	dec, err := zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(workers),
+		zstd.WithDecoderMaxMemory(MaxGroup),
+		zstd.WithDecoderMaxWindow(MaxGroup),
+		zstd.WithDecodeAllCapLimit(true),
+		zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, fmt.Errorf("make decompressor: %w", err)
+	}
+	return &Codec{enc: enc, dec: dec}, nil
+}
+
+// Close frees the codec.
+func (c *Codec) Close() {
+	c.dec.Close()
+	_ = c.enc.Close() // writes nothing: only EncodeAll was used
+}
+
+// Encode appends the payload of a group to dst: codec byte and body,
+// compressed where a sample of it shrinks.
+func (c *Codec) Encode(dst, body []byte) []byte {
+	start := len(dst)
+	if c.shrinks(dst, body) {
+		dst = append(dst, codecZstd)
+		dst = c.enc.EncodeAll(body, dst)
+		if gain(len(body), len(dst)-start-1) {
+			return dst
+		}
+		dst = dst[:start]
+	}
+	dst = append(dst, codecRaw)
+	return append(dst, body...)
+}
+
+// shrinks compresses three pieces of a large body to see whether all of it is
+// worth compressing; the spare room of scratch is used.
+func (c *Codec) shrinks(scratch, body []byte) bool {
+	if len(body) <= 2*samples*sampleSize {
+		return true // compressing it whole is as cheap
+	}
+	var in, out int
+	for i := range samples {
+		at := i * (len(body) - sampleSize) / (samples - 1)
+		piece := body[at : at+sampleSize]
+		in += len(piece)
+		out += len(c.enc.EncodeAll(piece, scratch)) - len(scratch)
+	}
+	return gain(in, out)
+}
+
+func gain(in, out int) bool { return out <= in-in/minGain-1 }
+
+// Decode appends the body of a payload that must have exactly plain bytes. The
+// error wraps dr.ErrTampered. dst may not overlap payload.
+func (c *Codec) Decode(dst, payload []byte, plain int) ([]byte, error) {
+	bad := func(what string) ([]byte, error) {
+		return nil, fmt.Errorf("group: %s: %w", what, dr.ErrTampered)
+	}
+	if len(payload) < 2 || plain < 1 || plain > MaxGroup {
+		return bad("length out of bounds")
+	}
+	switch payload[0] {
+	case codecRaw:
+		if len(payload)-1 != plain {
+			return bad("length is not that of the index")
+		}
+		return append(dst, payload[1:]...), nil
+	case codecZstd:
+		start := len(dst)
+		if cap(dst)-start < plain {
+			dst = append(make([]byte, 0, start+plain), dst...)
+		}
+		// The capacity bounds what is decoded; nothing may follow after it.
+		out, err := c.dec.DecodeAll(payload[1:], dst[:start:start+plain])
+		if err != nil {
+			return bad("cannot be decompressed")
+		}
+		if len(out)-start != plain {
+			return bad("length is not that of the index")
+		}
+		return out, nil
+	default:
+		return bad("unknown codec")
+	}
+}
+
+// Compressible estimates from a sample whether a unit is worth compressing. It
+// only sorts units into groups, so that a group is mostly of one kind: being
+// wrong costs some bytes and nothing else.
+func Compressible(data []byte) bool {
+	const look = 1 << 10
+	if len(data) < 512 {
+		return true // the estimate is blind there
+	}
+	if len(data) <= 2*look {
+		return compress.Estimate(data) > 0.05
+	}
+	mid := len(data) / 2
+	return compress.Estimate(data[mid-look/2:mid+look/2]) > 0.05 ||
+		compress.Estimate(data[len(data)-look:]) > 0.05
+}
