@@ -305,6 +305,9 @@ func BenchmarkLookup(b *testing.B) {
 		}
 		return false
 	}
+	for _, id := range ids { // check the blocks
+		look(b, id)
+	}
 	b.Run("hit-in-32x100k", func(b *testing.B) {
 		i := 0
 		for b.Loop() {
