@@ -41,8 +41,9 @@ func normaliseEndpoints(in inspected, refs *references, mac requestedMAC) map[st
 		}
 		var aliases []string
 		_ = ep.read("Aliases", &aliases)
-		// Engines before API 1.45 show their own short id among the aliases.
-		aliases = slices.DeleteFunc(aliases, func(a string) bool { return a == shortID(in.ID) })
+		// Engines before API 1.45 show their short id and host name among the
+		// aliases; every engine adds them by itself.
+		aliases = slices.DeleteFunc(aliases, func(a string) bool { return a == shortID(in.ID) || a == in.config.text("Hostname") })
 		if len(aliases) > 0 {
 			kept.set("Aliases", aliases)
 		}
