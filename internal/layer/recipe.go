@@ -11,15 +11,29 @@ import (
 
 	"github.com/klauspost/compress/flate"
 
-	"lifeboat/internal/layer/goflate"
+	"lifeboat/internal/layer/goflate126"
+	"lifeboat/internal/layer/goflate127"
 )
 
-// Sizes of the trial that looks for a recipe. A deflate block of goflate
-// stands for at most 16,384 × 258 bytes, so samplePlain shows one at least.
+// Sizes of the trial that looks for a recipe. A deflate block of these
+// compressors stands for at most 32,768 × 258 bytes, so samplePlain shows one
+// at least.
 const (
 	sampleStored = 1 << 20
-	samplePlain  = 8 << 20
+	samplePlain  = 12 << 20
 )
+
+// compressorFor gives the compressor of a recipe's method, nil if there is no
+// such method.
+func compressorFor(method string) func(io.Writer, int) (io.WriteCloser, error) {
+	switch method {
+	case RecipeGo126:
+		return func(w io.Writer, level int) (io.WriteCloser, error) { return goflate126.NewWriter(w, level) }
+	case RecipeGo127:
+		return func(w io.Writer, level int) (io.WriteCloser, error) { return goflate127.NewWriter(w, level) }
+	}
+	return nil
+}
 
 // gzipHeaderLen is the length of the gzip header at the start of b, or 0 if
 // there is none or it does not end within b (RFC 1952).
@@ -57,7 +71,7 @@ func gzipHeaderLen(b []byte) int {
 	return at
 }
 
-// findRecipe looks for a level with which goflate gives the bytes of sample,
+// findRecipe looks for a compressor and a level that give the bytes of sample,
 // the start of a gzip blob, or all of it if complete. Bytes of the recipe is
 // not set.
 func findRecipe(sample []byte, complete bool) *Recipe {
@@ -73,15 +87,18 @@ func findRecipe(sample []byte, complete bool) *Recipe {
 		return nil
 	}
 	for _, level := range levels(sample[8]) {
-		r := &Recipe{Method: RecipeGoFlate, Level: level, Header: bytes.Clone(sample[:n])}
-		m := &matcher{pending: sample}
-		g := newGzipMaker(m, r)
-		_, err := g.Write(plain)
-		if err == nil && whole {
-			err = g.Close()
-		}
-		if err == nil && m.matched > int64(n) {
-			return r
+		for _, method := range []string{RecipeGo126, RecipeGo127} {
+			r := &Recipe{Method: method, Level: level, Header: sample[:n]}
+			m := &matcher{pending: sample}
+			g := newGzipMaker(m, r)
+			_, err := g.Write(plain)
+			if err == nil && whole {
+				err = g.Close()
+			}
+			if err == nil && m.matched > int64(n) {
+				r.Header = bytes.Clone(r.Header)
+				return r
+			}
 		}
 	}
 	return nil
@@ -104,7 +121,7 @@ func levels(xfl byte) []int {
 type gzipMaker struct {
 	w      io.Writer
 	header []byte
-	z      *goflate.Writer
+	z      io.WriteCloser
 	crc    uint32
 	size   uint32
 	err    error
@@ -113,7 +130,7 @@ type gzipMaker struct {
 // newGzipMaker takes a recipe that was checked.
 func newGzipMaker(w io.Writer, r *Recipe) *gzipMaker {
 	g := &gzipMaker{w: w, header: r.Header}
-	g.z, g.err = goflate.NewWriter(w, r.Level)
+	g.z, g.err = compressorFor(r.Method)(w, r.Level)
 	return g
 }
 

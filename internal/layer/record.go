@@ -214,7 +214,7 @@ func (b *Blob) reproduced() int64 {
 
 // Recipe says how the stored bytes come out of the uncompressed ones.
 type Recipe struct {
-	// Method names a compressor that never changes. RecipeGoFlate is the only one.
+	// Method names a compressor that never changes: RecipeGo126 or RecipeGo127.
 	Method string `json:"method"`
 	Level  int    `json:"level"`
 	// Header is the gzip header as found.
@@ -223,8 +223,12 @@ type Recipe struct {
 	Bytes int64 `json:"bytes"`
 }
 
-// RecipeGoFlate is a gzip member by package goflate.
-const RecipeGoFlate = "gzip/go1.26"
+// Methods of recipes: one gzip member, made by the frozen compressor of the
+// Go version (packages goflate126 and goflate127).
+const (
+	RecipeGo126 = "gzip/go1.26"
+	RecipeGo127 = "gzip/go1.27"
+)
 
 // Encode stores the record and returns its units for dr.Image.Record. The same
 // record gives the same units.
@@ -351,7 +355,7 @@ func (l *Layer) check() error {
 	}
 	if r := b.Recipe; r != nil {
 		switch {
-		case r.Method != RecipeGoFlate || r.Level < -2 || r.Level > 9:
+		case compressorFor(r.Method) == nil || r.Level < -2 || r.Level > 9:
 			return fmt.Errorf("recipe %q, level %d is not known: use a newer program", r.Method, r.Level)
 		case r.Bytes < 0 || r.Bytes > b.Size || len(r.Header) > maxHeader:
 			return fmt.Errorf("recipe for %d of %d bytes", r.Bytes, b.Size)

@@ -1,7 +1,6 @@
-// Package goflate is a frozen copy of the compressor of Go's compress/flate as
-// of Go 1.26 (files deflate.go, deflatefast.go, huffman_bit_writer.go,
-// huffman_code.go and token.go; only the package name was changed). It is
-// under the BSD licence in LICENSE.
+// Package goflate126 is a frozen copy of the compressor of Go's compress/flate
+// as of Go 1.26. Only the package name was changed. It is under the BSD licence
+// in LICENSE.
 //
 // Why a copy: container engines compress layers with Go's compress/gzip, and
 // an engine with the containerd image store names an image by the digest of
@@ -12,14 +11,12 @@
 // it gives is pinned by the golden digests in the test.
 //
 // It only compresses. Use compress/flate or klauspost/compress to decompress.
-package goflate
+package goflate126
 
 // Limit of RFC 1951 that the original declares next to the decompressor.
-const (
-	maxNumLit = 286
-)
+const maxNumLit = 286
 
 // An InternalError reports an error in the compressor itself.
 type InternalError string
 
-func (e InternalError) Error() string { return "goflate: internal error: " + string(e) }
+func (e InternalError) Error() string { return "goflate126: internal error: " + string(e) }
