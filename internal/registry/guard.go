@@ -56,7 +56,7 @@ type request struct {
 	upload string // id of an upload
 	user   string
 	access Access
-	note   *fullNote
+	note   *note
 }
 
 // ServeHTTP implements http.Handler.
@@ -67,7 +67,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.health(w, r)
 		return
 	}
-	ctx, note := withFullNote(r.Context())
+	ctx, note := withNote(r.Context())
 	r = r.WithContext(ctx)
 	req, refused := g.admit(r)
 	if refused != nil {
@@ -368,6 +368,7 @@ func (g *guard) forward(w http.ResponseWriter, r *http.Request, req *request) in
 				internal().write(a)
 			}
 		}()
+		defer req.note.closeAll()
 		g.next.ServeHTTP(a, r)
 	}()
 	if a.status >= 500 {
@@ -389,7 +390,7 @@ const maxDrain = 64 << 20
 // for the log instead of the client, and says so when the disk is full.
 type answer struct {
 	http.ResponseWriter
-	note     *fullNote
+	note     *note
 	status   int
 	replaced bool
 	text     bytes.Buffer

@@ -14,15 +14,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/crypto/bcrypt"
-	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/dr"
 )
-
-// maxAuthFile bounds htpasswd and roles files, in bytes.
-const maxAuthFile = 1 << 20
 
 // userRE is what a user's name may be: it stands in a line before a colon, and
 // in logs.
@@ -107,37 +102,10 @@ func SetPassword(file, user string, password []byte) error {
 		out.WriteByte('\n')
 	}
 	fmt.Fprintf(&out, "%s:%s\n", user, hash)
-	if err := renameio.WriteFile(file, out.Bytes(), 0o600, renameio.IgnoreUmask()); err != nil {
+	if err := replaceFile(file, out.Bytes(), 0o600); err != nil {
 		return fmt.Errorf("write htpasswd file: %w", err)
 	}
 	return nil
-}
-
-// lockDir lets one process at a time change a file of dir.
-func lockDir(dir string) (unlock func(), err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, fmt.Errorf("lock directory: %w: %w", err, dr.ErrUsage)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock directory %s: %w", dir, err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil // closing gives the lock back
-}
-
-// readBounded reads a regular file of at most maxAuthFile bytes.
-func readBounded(file string) ([]byte, error) {
-	fi, err := os.Stat(file)
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", file)
-	}
-	if fi.Size() > maxAuthFile {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d", file, fi.Size(), maxAuthFile)
-	}
-	return os.ReadFile(file)
 }
 
 // verifier checks passwords. bcrypt takes some 60 ms of a core by design, which

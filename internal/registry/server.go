@@ -269,9 +269,13 @@ func watch(next http.Handler, stall time.Duration) http.Handler {
 		// What an earlier request on this connection set must not count. Not every
 		// connection knows deadlines; those go without.
 		_ = rc.SetWriteDeadline(time.Time{})
-		r.Body = &watchedBody{ReadCloser: r.Body, rc: rc, stall: stall}
+		body := &watchedBody{ReadCloser: r.Body, rc: rc, stall: stall}
+		r.Body = body
 		next.ServeHTTP(&watchedWriter{ResponseWriter: w, rc: rc, stall: stall}, r)
-		_ = rc.SetReadDeadline(time.Time{})
+		if body.err == nil {
+			// net/http reads on what was left unread.
+			_ = rc.SetReadDeadline(time.Now().Add(stall))
+		}
 		_ = rc.SetWriteDeadline(time.Now().Add(stall)) // for what is still buffered
 	})
 }
@@ -280,12 +284,17 @@ type watchedBody struct {
 	io.ReadCloser
 	rc    *http.ResponseController
 	stall time.Duration
+	err   error // of an earlier Read; a deadline that passed stays passed
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
 	_ = b.rc.SetReadDeadline(time.Now().Add(b.stall))
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	b.err = err
+	if errors.Is(err, io.EOF) {
 		// From here on the server itself listens for a client that goes away.
 		_ = b.rc.SetReadDeadline(time.Time{})
 	}

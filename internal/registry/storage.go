@@ -159,7 +159,11 @@ func (d *diskDriver) Writer(ctx context.Context, p string, appending bool) (driv
 	if err != nil {
 		return nil, noteFull(ctx, err)
 	}
-	return &diskWriter{FileWriter: w, ctx: ctx}, nil
+	dw := &diskWriter{FileWriter: w, ctx: ctx}
+	if n, ok := ctx.Value(noteKey{}).(*note); ok {
+		n.opened(dw)
+	}
+	return dw, nil
 }
 
 type diskWriter struct {
@@ -178,15 +182,39 @@ func (w *diskWriter) Commit(ctx context.Context) error {
 	return noteFull(w.ctx, w.FileWriter.Commit(ctx))
 }
 
-// fullNote is put into a request's context by the guard and set by the driver
-// when there was no room: Distribution flattens errors to text on the way up.
-type fullNote struct{ full atomic.Bool }
+// note is put into a request's context by the guard, for the driver to leave
+// there what Distribution does not hand up: that there was no room (errors are
+// flattened to text on the way), and which files are open (some are forgotten
+// when a full disk makes an earlier step of closing them fail, and keep their
+// room although they are deleted).
+type note struct {
+	full atomic.Bool
 
-type fullNoteKey struct{}
+	mu      sync.Mutex
+	writers []*diskWriter
+}
 
-func withFullNote(ctx context.Context) (context.Context, *fullNote) {
-	n := &fullNote{}
-	return context.WithValue(ctx, fullNoteKey{}, n), n
+type noteKey struct{}
+
+func withNote(ctx context.Context) (context.Context, *note) {
+	n := &note{}
+	return context.WithValue(ctx, noteKey{}, n), n
+}
+
+func (n *note) opened(w *diskWriter) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.writers = append(n.writers, w)
+}
+
+// closeAll closes what the request has left open; nothing is underway any more.
+func (n *note) closeAll() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, w := range n.writers {
+		_ = w.FileWriter.Close() // most are closed; what failed was answered
+	}
+	n.writers = nil
 }
 
 // noteFull notes that err means a full disk or a used-up quota, and returns it.
@@ -200,7 +228,7 @@ func noteFull(ctx context.Context, err error) error {
 		cause = de.Detail
 	}
 	if errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT) {
-		if n, ok := ctx.Value(fullNoteKey{}).(*fullNote); ok {
+		if n, ok := ctx.Value(noteKey{}).(*note); ok {
 			n.full.Store(true)
 		}
 	}

@@ -22,8 +22,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/google/renameio/v2"
 )
 
 var hostRE = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
@@ -83,13 +81,13 @@ func selfSigned(dir string, hosts []string, log *slog.Logger) (certFile, keyFile
 		return "", "", fmt.Errorf("make certificate: %w", err)
 	}
 	// The key first: a certificate without its key would look like damage.
-	if err := renameio.WriteFile(keyFile, keyPEM, 0o600, renameio.IgnoreUmask()); err != nil {
+	if err := replaceFile(keyFile, keyPEM, 0o600); err != nil {
 		return "", "", fmt.Errorf("write key: %w", err)
 	}
-	if err := renameio.WriteFile(certFile, certPEM, 0o644, renameio.IgnoreUmask()); err != nil {
+	if err := replaceFile(certFile, certPEM, 0o644); err != nil {
 		return "", "", fmt.Errorf("write certificate: %w", err)
 	}
-	return certFile, keyFile, syncDir(dir)
+	return certFile, keyFile, nil
 }
 
 func makeSelfSigned(hosts []string) (certPEM, keyPEM []byte, err error) {
