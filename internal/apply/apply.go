@@ -291,6 +291,9 @@ func (a *applier) directories(ctx context.Context) error {
 		if want == nil || want.Type != catalog.Directory {
 			return nil
 		}
+		if cur != nil && replaces(cur, want) {
+			cur = nil
+		}
 		dirfd, name, err := a.at(want.Path)
 		if err != nil {
 			return err

@@ -25,8 +25,8 @@ import (
 
 // memory is a unit store.
 type memory struct {
-	mu      sync.Mutex
-	units   map[dr.UnitID][]byte
+	mu    sync.Mutex
+	units map[dr.UnitID][]byte
 }
 
 func newMemory() *memory { return &memory{units: map[dr.UnitID][]byte{}} }
