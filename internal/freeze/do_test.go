@@ -1,0 +1,351 @@
+package freeze
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/dr"
+)
+
+func eachVersion(t *testing.T, f func(t *testing.T, version int)) {
+	for _, v := range versions(t) {
+		t.Run(fmt.Sprintf("v%d", v), func(t *testing.T) { f(t, v) })
+	}
+}
+
+func TestDoFreezesAllAndThaws(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		fs := fixtures(t, v, 3)
+		dir := t.TempDir()
+		rep, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: dir}, func(context.Context) error {
+			var before []int
+			for _, f := range fs {
+				if !f.frozen(t) {
+					t.Errorf("%s is not frozen", f.Name)
+				}
+				before = append(before, f.counter())
+			}
+			for range 50 {
+				runtime.Gosched()
+				for i, f := range fs {
+					if n := f.counter(); n != before[i] {
+						t.Errorf("%s counted from %d to %d while frozen", f.Name, before[i], n)
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, fs)
+		if rep.Containers != 3 || rep.FrozenAt.IsZero() || rep.Frozen() <= 0 || rep.Preparing <= 0 {
+			t.Errorf("report %+v", rep)
+		}
+		t.Logf("prepared in %v, frozen after %v, thawed in %v", rep.Preparing, rep.Freezing, rep.Thawing)
+		if r, _ := filepath.Glob(filepath.Join(dir, recordPrefix+"*")); len(r) != 0 {
+			t.Errorf("records left: %v", r)
+		}
+	})
+}
+
+func TestDoEndsOfFn(t *testing.T) {
+	errFn := errors.New("fn failed")
+	for _, tc := range []struct {
+		name string
+		fn   func(ctx context.Context) error
+		max  time.Duration
+		want []error
+		not  []error
+	}{
+		{name: "error", fn: func(context.Context) error { return errFn }, want: []error{errFn}, not: []error{ErrFreezeBroken}},
+		{name: "stops in time", max: 500 * time.Millisecond, fn: func(ctx context.Context) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}, want: []error{ErrFreezeMax}, not: []error{ErrFreezeBroken}},
+		{name: "stops too late", max: 100 * time.Millisecond, fn: func(ctx context.Context) error {
+			for context.Cause(ctx); !errors.Is(context.Cause(ctx), ErrFreezeMax); {
+				runtime.Gosched()
+			}
+			time.Sleep(200 * time.Millisecond) // it hangs: this is what is tested
+			return nil
+		}, want: []error{ErrFreezeMax, ErrFreezeBroken}},
+		{name: "interrupted", fn: func(ctx context.Context) error {
+			if err := unix.Kill(os.Getpid(), unix.SIGTERM); err != nil {
+				return err
+			}
+			<-ctx.Done()
+			return nil
+		}, want: []error{ErrInterrupted}, not: []error{ErrFreezeBroken}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			fs := fixtures(t, versions(t)[0], 2)
+			_, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: t.TempDir(), FreezeMax: tc.max}, tc.fn)
+			for _, w := range tc.want {
+				if !errors.Is(err, w) {
+					t.Errorf("error %v, want %v", err, w)
+				}
+			}
+			for _, n := range tc.not {
+				if errors.Is(err, n) {
+					t.Errorf("error %v is %v", err, n)
+				}
+			}
+			mustRun(t, fs)
+		})
+	}
+}
+
+func TestDoThawsOnPanic(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 2)
+	set, dir := newTestSet(t, fs), t.TempDir()
+	func() {
+		defer func() {
+			if r := recover(); r != "boom" {
+				t.Errorf("recovered %v", r)
+			}
+			for _, f := range fs {
+				if f.asked(t) {
+					t.Errorf("%s is frozen when the panic arrives", f.Name)
+				}
+			}
+		}()
+		_, _ = Do(context.Background(), set, Options{StateDir: dir}, func(context.Context) error { panic("boom") })
+	}()
+	mustRun(t, fs)
+	if r := records(t, dir); len(r) != 0 {
+		t.Errorf("records left: %v", r)
+	}
+	if _, err := Do(context.Background(), set, Options{StateDir: dir}, func(context.Context) error { return nil }); err != nil {
+		t.Errorf("second use of the set: %v", err)
+	}
+}
+
+func TestDoThawedByAnother(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		fs := fixtures(t, v, 2)
+		_, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: t.TempDir()}, func(context.Context) error {
+			fs[1].write(t, false)
+			return nil
+		})
+		if !errors.Is(err, ErrFreezeBroken) || !strings.Contains(err.Error(), fs[1].Name) || strings.Contains(err.Error(), fs[0].Name) {
+			t.Errorf("error %v, want it broken by %s", err, fs[1].Name)
+		}
+		mustRun(t, fs)
+	})
+}
+
+func TestDoLeavesPausedByAnother(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		fs := fixtures(t, v, 2)
+		fs[0].write(t, true)
+		rep, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: t.TempDir()}, func(context.Context) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rep.Containers != 1 || len(rep.Foreign) != 1 || rep.Foreign[0].ID != fs[0].ID {
+			t.Errorf("report %+v", rep)
+		}
+		if !fs[0].asked(t) {
+			t.Error("thawed what somebody else had paused")
+		}
+		mustRun(t, fs[1:])
+	})
+}
+
+func TestDoContainerEnds(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		fs := fixtures(t, v, 2)
+		set := newTestSet(t, fs)
+		fs[0].removeNow(t)
+		_, err := Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
+			t.Error("fn called")
+			return nil
+		})
+		if err == nil || !strings.Contains(err.Error(), fs[0].Name) {
+			t.Errorf("error %v does not name %s", err, fs[0].Name)
+		}
+		mustRun(t, fs[1:])
+	})
+}
+
+func TestDoRefusesSharedContainer(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 3)
+	dir := t.TempDir()
+	first, second := newTestSet(t, fs[:2]), newTestSet(t, fs[1:])
+	_, err := Do(context.Background(), first, Options{StateDir: dir}, func(ctx context.Context) error {
+		_, err := Do(ctx, second, Options{StateDir: dir}, func(context.Context) error {
+			t.Error("second fn called")
+			return nil
+		})
+		if !errors.Is(err, dr.ErrHeld) || !strings.Contains(err.Error(), fs[1].Name) {
+			t.Errorf("second Do: %v", err)
+		}
+		if !fs[1].frozen(t) {
+			t.Error("the refused call thawed a container of the first")
+		}
+		third := newTestSet(t, fs[2:])
+		_, err = Do(ctx, third, Options{StateDir: dir}, func(context.Context) error { return nil })
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, fs)
+}
+
+func TestDoNestedCgroupsFreezeWithTheirParent(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		f := newFixture(t, v)
+		inner := filepath.Join(f.dir, "inner")
+		if err := os.Mkdir(inner, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		nested := &fixture{Container: f.Container, version: v, dir: inner, count: filepath.Join(t.TempDir(), "count")}
+		cmd := nested.run(t, inner, `i=0; while :; do i=$((i+1)); echo $i > "$COUNT.new"; mv "$COUNT.new" "$COUNT"; sleep 0.02; done`)
+		t.Cleanup(func() { nested.remove(t, cmd) })
+		nested.mustProgress(t)
+		f.Pid = cmd.Process.Pid // an init process in a nested cgroup, as systemd has
+		set := newTestSet(t, []*fixture{f})
+		if got := set.members[0].cgroup.cgroup.Dir; got != f.dir {
+			t.Fatalf("cgroup %s, want the container's own %s", got, f.dir)
+		}
+		if _, err := Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
+			if !nested.frozen(t) {
+				t.Error("nested cgroup is not frozen")
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, []*fixture{f, nested})
+	})
+}
+
+func TestDoThroughTheEngine(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 2)
+	spec := fmt.Sprintf(`{%q:%q,%q:%q}`, fs[0].ID, fs[0].dir, fs[1].ID, fs[1].dir)
+	p, err := newDirPauser(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := NewSet(SetConfig{Pauser: p, PauserSpec: spec, Containers: containers(fs)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(set.Paused()) != 2 {
+		t.Fatalf("paused %v", set.Paused())
+	}
+	if _, err := Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
+		for _, f := range fs {
+			if !f.frozen(t) {
+				t.Errorf("%s is not frozen", f.Name)
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, fs)
+	if _, err := Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
+		fs[0].write(t, false)
+		return nil
+	}); !errors.Is(err, ErrFreezeBroken) {
+		t.Errorf("error %v", err)
+	}
+	mustRun(t, fs)
+}
+
+// A guardian that cannot reach the engine is found out before the freeze.
+func TestDoGuardianWithoutEngine(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 1)
+	p, err := newDirPauser(fmt.Sprintf(`{%q:%q}`, fs[0].ID, fs[0].dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := NewSet(SetConfig{Pauser: p, PauserSpec: "no engine", Containers: containers(fs)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
+		t.Error("fn called")
+		return nil
+	})
+	if !errors.Is(err, ErrNoGuardian) || !strings.Contains(err.Error(), reasonPauser.String()) {
+		t.Errorf("error %v", err)
+	}
+	mustRun(t, fs)
+}
+
+func TestDoWithoutGuardian(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 1)
+	for name, command := range map[string][]string{
+		"missing":      {filepath.Join(t.TempDir(), "nothing")},
+		"not one":      {"/bin/true"},
+		"never speaks": {"/bin/false"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			_, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: dir, Command: command}, func(context.Context) error {
+				t.Error("fn called")
+				return nil
+			})
+			if !errors.Is(err, ErrNoGuardian) {
+				t.Errorf("error %v", err)
+			}
+			if r, _ := filepath.Glob(filepath.Join(dir, recordPrefix+"*")); len(r) != 0 {
+				t.Errorf("records left: %v", r)
+			}
+			mustRun(t, fs)
+		})
+	}
+}
+
+func TestDoOptions(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 1)
+	set := newTestSet(t, fs)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, o := range map[string]Options{
+		"no state directory":    {},
+		"state dir is a file":   {StateDir: file},
+		"tiny freeze_max":       {StateDir: t.TempDir(), FreezeMax: 1},
+		"negative freeze_max":   {StateDir: t.TempDir(), FreezeMax: -1},
+		"margin too long":       {StateDir: t.TempDir(), FreezeMax: time.Second, Margin: time.Second},
+		"state dir on no space": {StateDir: "/proc/lbtest"},
+	} {
+		if _, err := Do(context.Background(), set, o, func(context.Context) error {
+			t.Error("fn called")
+			return nil
+		}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	mustRun(t, fs)
+}
+
+func TestDoNothingToFreeze(t *testing.T) {
+	set, err := NewSet(SetConfig{Containers: []Container{{ID: strings.Repeat("ab", 32), Name: "stopped"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	called := false
+	rep, err := Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
+		called = true
+		return nil
+	})
+	if err != nil || !called || rep.FrozenAt.IsZero() {
+		t.Errorf("%+v %v", rep, err)
+	}
+}
