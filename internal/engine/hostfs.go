@@ -173,6 +173,20 @@ func (h HostFS) Path(p string) (string, error) {
 	return h.Prefix + done, nil
 }
 
+// ServerRoot is the root directory of the process that serves a unix socket, as
+// a path that this process can open (below /proc).
+func ServerRoot(socket string) (string, error) {
+	pid, err := enginePID(socket)
+	if err != nil {
+		return "", err
+	}
+	root := fmt.Sprintf("/proc/%d/root", pid)
+	if _, err := os.Stat(root + "/"); err != nil {
+		return "", fmt.Errorf("root directory of the engine's process: %w", err)
+	}
+	return root, nil
+}
+
 // enginePID finds the process that serves a unix socket. The kernel remembers
 // who called listen; with socket activation that is init or systemd, so then
 // whoever else holds the socket is taken.

@@ -110,8 +110,8 @@ type RemoveOptions struct {
 	Volumes bool // with its anonymous volumes
 }
 
-// Remove removes a container; one that is not there is no error. One that runs
-// gives dr.ErrHeld unless forced.
+// Remove removes a container and returns when it is gone; one that is not there
+// is no error. One that runs gives dr.ErrHeld unless forced.
 func (e *Engine) Remove(ctx context.Context, id string, o RemoveOptions) error {
 	q := url.Values{}
 	if o.Force {
@@ -120,11 +120,18 @@ func (e *Engine) Remove(ctx context.Context, id string, o RemoveOptions) error {
 	if o.Volumes {
 		q.Set("v", "1")
 	}
-	err := e.remove(ctx, "container "+id, "/containers/"+url.PathEscape(id), q)
-	if err != nil && strings.Contains(err.Error(), "already in progress") {
-		return nil
+	for {
+		err := e.remove(ctx, "container "+id, "/containers/"+url.PathEscape(id), q)
+		// The engine is removing it already, for AutoRemove or another caller.
+		if err == nil || !strings.Contains(err.Error(), "already in progress") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("remove container %s: the engine is at it: %w", id, context.Cause(ctx))
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
-	return err
 }
 
 // Rename gives a container another name; a name that exists gives dr.ErrHeld.
