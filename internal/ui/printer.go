@@ -105,8 +105,10 @@ func (p *Printer) Answer(document any, views ...View) error {
 	return nil
 }
 
-// Out is stdout for answers that are too long to be a table. Nothing may be
-// written to it with JSON set.
+// Out is stdout for answers that are too long to be a table, or that are given
+// while the command goes on, such as the address of a server. With JSON set
+// the writer gives the one document itself; a later failure is then told on
+// stderr alone.
 func (p *Printer) Out() io.Writer { return p.out }
 
 // JSON reports whether the answer is to be a JSON document.
@@ -260,7 +262,7 @@ func (p *Printer) Close(f *Failure) error {
 	if f != nil {
 		p.fail(f.Err)
 	}
-	if !p.o.JSON {
+	if !p.o.JSON || p.out.wrote() {
 		return nil
 	}
 	if f != nil {
@@ -270,7 +272,7 @@ func (p *Printer) Close(f *Failure) error {
 		}
 	}
 	if document == nil {
-		document = []byte("{}")
+		return nil // the command has no answer
 	}
 	var pretty bytes.Buffer
 	if err := json.Indent(&pretty, document, "", "  "); err != nil {
@@ -285,9 +287,13 @@ func (p *Printer) Close(f *Failure) error {
 
 func withFailure(document []byte, f *Failure) ([]byte, error) {
 	x := explain(f.Err)
-	b, err := json.Marshal(map[string]any{
-		"code": f.Code, "kind": f.Kind, "message": x.What, "state": x.State, "next": append([]string{}, x.Next...),
-	})
+	b, err := json.Marshal(struct {
+		Code    int      `json:"code"`
+		Kind    string   `json:"kind"`
+		Message string   `json:"message"`
+		State   string   `json:"state"`
+		Next    []string `json:"next"`
+	}{f.Code, f.Kind, x.What, x.State, append([]string{}, x.Next...)})
 	if err != nil {
 		return nil, fmt.Errorf("encode the error: %w", err)
 	}
@@ -333,6 +339,7 @@ type sink struct {
 	held    bool
 	kept    []byte
 	dropped bool
+	used    bool
 }
 
 const maxKept = 1 << 20
@@ -340,6 +347,7 @@ const maxKept = 1 << 20
 func (s *sink) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.used = true
 	if s.held {
 		if len(s.kept)+len(b) > maxKept {
 			s.dropped = true
@@ -349,6 +357,12 @@ func (s *sink) Write(b []byte) (int, error) {
 		return len(b), nil
 	}
 	return s.next.Write(b)
+}
+
+func (s *sink) wrote() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
 }
 
 func (s *sink) hold() {

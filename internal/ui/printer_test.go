@@ -67,7 +67,6 @@ func TestAnswerAsJSON(t *testing.T) {
 		want    string
 	}{
 		{"answer", map[string]any{"snapshot": "<a&b>", "n": 1}, nil, `{"snapshot":"<a&b>","n":1}`},
-		{"no answer", nil, nil, `{}`},
 		{"failure", nil, failure, `{"error":{"code":10,"kind":"not-found","message":"failover shop: get https://***@h/: no\u001b[2Jt found","state":"nothing runs","next":["lifeboat snapshots shop"]}}`},
 		{"both", map[string]any{"n": 1}, failure, `{"n":1,"error":{"code":10,"kind":"not-found","message":"failover shop: get https://***@h/: no\u001b[2Jt found","state":"nothing runs","next":["lifeboat snapshots shop"]}}`},
 		{"both, empty answer", struct{}{}, &ui.Failure{Err: errors.New("x"), Code: 1, Kind: "failed"}, `{"error":{"code":1,"kind":"failed","message":"x","state":"","next":[]}}`},
@@ -105,6 +104,17 @@ func TestAnswerAsJSON(t *testing.T) {
 			}
 		})
 	}
+	t.Run("given while the command goes on", func(t *testing.T) {
+		t.Parallel()
+		p := printer(ui.Options{JSON: true})
+		fmt.Fprintln(p.Out(), `{"listen":"x"}`)
+		if err := p.Close(failure); err != nil || p.out.String() != "{\"listen\":\"x\"}\n" || p.err.Len() == 0 {
+			t.Errorf("%v, %q", err, p.out.String())
+		}
+		if p := printer(ui.Options{JSON: true}); p.Close(nil) != nil || p.out.Len() > 0 {
+			t.Errorf("no answer: %q", p.out.String())
+		}
+	})
 	t.Run("mistakes of a command", func(t *testing.T) {
 		t.Parallel()
 		p := printer(ui.Options{JSON: true})
@@ -195,7 +205,7 @@ func TestHold(t *testing.T) {
 		synctest.Wait()
 		task.Done(nil)
 		for range 3 {
-			p.Warn("%s", strings.Repeat("x", 1<<19))
+			fmt.Fprintln(p.Log(), strings.Repeat("x", 1<<19))
 		}
 		if p.out.Len() > 0 || p.err.Len() > 0 {
 			t.Errorf("written while held: %q %q", p.out.String(), p.err.String())

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/internal/config"
+	"lifeboat/internal/dr"
+	"lifeboat/internal/redact"
+	"lifeboat/internal/ui"
+)
+
+// envLog sets what is logged on stderr: debug, info, warn (default), error.
+const envLog = "LIFEBOAT_LOG"
+
+// app is what commands share: flags that all have, configuration, printer and
+// logger, each made when it is first asked for. It belongs to one run of one
+// command and is not safe for concurrent use, except for the printer and the
+// logger.
+type app struct {
+	process
+	flags struct {
+		config, repo               string
+		json, quiet, yes, insecure bool
+	}
+	started bool // the command's own code has begun
+	printer *ui.Printer
+	log     *slog.Logger
+	cfg     *config.Config
+}
+
+func newApp(p process) *app {
+	a := &app{process: p}
+	a.flags.json = wantsJSON(p.args)
+	return a
+}
+
+// begin runs before a command's own code.
+func (a *app) begin(cmd *cobra.Command) error {
+	a.started = true
+	level, err := logLevel(a.env(envLog))
+	if err != nil {
+		return err
+	}
+	a.log = slog.New(redact.Handler(slog.NewTextHandler(a.UI().Log(), &slog.HandlerOptions{Level: level})))
+	cmd.Root().SetIn(a.in)
+	cmd.Root().SetOut(a.UI().Out())
+	cmd.Root().SetErr(a.UI().Log())
+	return nil
+}
+
+func logLevel(s string) (slog.Level, error) {
+	var l slog.Level
+	if s == "" {
+		return slog.LevelWarn, nil
+	}
+	if err := l.UnmarshalText([]byte(strings.ToUpper(s))); err != nil {
+		return 0, fmt.Errorf("%s=%q: want debug, info, warn or error: %w", envLog, s, dr.ErrUsage)
+	}
+	return l, nil
+}
+
+// UI is where everything is said.
+func (a *app) UI() *ui.Printer {
+	if a.printer == nil {
+		a.printer = ui.New(ui.Options{
+			In: a.in, Out: a.out, Err: a.err, Env: a.env,
+			JSON: a.flags.json, Quiet: a.flags.quiet, Yes: a.flags.yes,
+		})
+	}
+	return a.printer
+}
+
+// Log is the logger that is handed to packages.
+func (a *app) Log() *slog.Logger { return a.log }
+
+// ConfigPath is the configuration file of this run, whether it exists or not.
+func (a *app) ConfigPath() string {
+	path, _ := config.Path(a.flags.config, a.env)
+	return path
+}
+
+// Config is the configuration: the defaults where there is no file. One that
+// was asked for by flag or environment must exist; the error wraps
+// dr.ErrNotFound then.
+func (a *app) Config() (*config.Config, error) {
+	path, explicit := config.Path(a.flags.config, a.env)
+	return a.load(path, explicit)
+}
+
+// ConfigToEdit is Config for a command that writes the file and so may be the
+// first to make it.
+func (a *app) ConfigToEdit() (*config.Config, error) { return a.load(a.ConfigPath(), false) }
+
+func (a *app) load(path string, mustExist bool) (*config.Config, error) {
+	if a.cfg != nil {
+		return a.cfg, nil
+	}
+	c, err := config.Load(path)
+	if errors.Is(err, fs.ErrNotExist) && !mustExist {
+		c, err = config.Default(), nil
+		c.Path = path
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.cfg = c
+	return c, nil
+}
+
+// reload forgets the configuration after it was edited.
+func (a *app) reload() { a.cfg = nil }
+
+// Settings are flags and environment over the configuration.
+func (a *app) Settings() (config.Settings, error) {
+	c, err := a.Config()
+	if err != nil {
+		return config.Settings{}, err
+	}
+	return c.Settings(config.Flags{Repo: a.flags.repo}, a.env)
+}
+
+// RepoURL is the repository to work with. Without one the error says how to
+// name it; it wraps dr.ErrUsage.
+func (a *app) RepoURL() (string, error) {
+	s, err := a.Settings()
+	if err != nil {
+		return "", err
+	}
+	if s.Repo.Value == "" {
+		return "", ui.Explained{
+			What:  "no repository is named",
+			State: "nothing was done",
+			Next: []string{
+				"pass --repo oci://HOST/NAME, set " + config.EnvRepo + ", or write repo: into " + a.ConfigPath(),
+				"lifeboat init --repo oci://HOST/NAME  (where there is no repository yet)",
+			},
+			Err: dr.ErrUsage,
+		}
+	}
+	return s.Repo.Value, nil
+}
+
+// completeSystems completes the first argument with the names of the
+// configuration's systems.
+func (a *app) completeSystems(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	c, err := a.Config()
+	if err != nil || len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var names []string
+	for name := range c.Systems {
+		names = append(names, string(name))
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// finish tells the error, writes the JSON document, and gives the exit code.
+func (a *app) finish(ctx context.Context, err error) int {
+	o := outcomeOf(ctx, err)
+	var failure *ui.Failure
+	if err != nil {
+		if cause := context.Cause(ctx); o.code == codeInterrupted && !errors.Is(err, errInterrupted) {
+			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		failure = &ui.Failure{Err: err, Code: o.code, Kind: o.kind}
+	}
+	if werr := a.UI().Close(failure); werr != nil && o.code == codeDone {
+		// The answer did not get out; there is nowhere else to say so but stderr.
+		_, _ = fmt.Fprintf(a.err, "lifeboat: %s\n", ui.Clean(redact.String(werr.Error())))
+		return codeFailed
+	}
+	return o.code
+}

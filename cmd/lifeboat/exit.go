@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"lifeboat/internal/dr"
+)
+
+// Exit codes: a contract with scripts (README, Commands).
+const (
+	codeDone        = 0
+	codeFailed      = 1
+	codeUsage       = 2
+	codePartial     = 3
+	codeNotFound    = 10
+	codeHeld        = 11
+	codeWrongKey    = 12
+	codeFenced      = 13
+	codeUnknown     = 14
+	codeInterrupted = 130
+)
+
+// outcome is an exit code and its word in JSON.
+type outcome struct {
+	code int
+	kind string
+}
+
+// outcomeOf is the only place where an error becomes an exit code. An error of
+// several kinds has the first of this order: that an outcome is unknown
+// matters more than how it came about, and a command that says "done in part"
+// has looked at what its parts ended with.
+func outcomeOf(ctx context.Context, err error) outcome {
+	if err == nil {
+		return outcome{codeDone, "done"}
+	}
+	cause := context.Cause(ctx)
+	interrupted := errors.Is(cause, errInterrupted) && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted))
+	for _, o := range []struct {
+		is bool
+		outcome
+	}{
+		{errors.Is(err, dr.ErrOutcomeUnknown), outcome{codeUnknown, "outcome-unknown"}},
+		{interrupted, outcome{codeInterrupted, "interrupted"}},
+		{errors.Is(err, dr.ErrPartial), outcome{codePartial, "partial"}},
+		{errors.Is(err, dr.ErrFenced), outcome{codeFenced, "fenced"}},
+		{errors.Is(err, dr.ErrWrongKey), outcome{codeWrongKey, "wrong-key"}},
+		{errors.Is(err, dr.ErrHeld), outcome{codeHeld, "held"}},
+		{errors.Is(err, dr.ErrNotFound), outcome{codeNotFound, "not-found"}},
+		{errors.Is(err, dr.ErrUsage), outcome{codeUsage, "usage"}},
+	} {
+		if o.is {
+			return o.outcome
+		}
+	}
+	return outcome{codeFailed, "failed"}
+}
