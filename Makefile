@@ -1,0 +1,55 @@
+# Lifeboat. `make test` and `make demo` need root on Debian 12 with Go; they install the rest.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -euc
+.DEFAULT_GOAL := build
+
+GO ?= go
+TIMEOUT ?= 60m   # of one package's tests
+FUZZTIME ?= 10s  # of one fuzz target
+SOAK ?= 20       # rounds of everything
+# Packages whose tests run at the same time. Those of the laboratory have engines and databases running.
+PARALLEL ?= 2
+
+.PHONY: build deps lint test demo fuzz soak clean
+
+# One static binary.
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o lifeboat ./cmd/lifeboat
+
+# What laboratory, demo and race detector need from Debian; does nothing when it is there.
+deps:
+	sh lab/deps.sh
+
+# internal/layer/goflate* are copies of the standard library and stay as they are there.
+lint:
+	@unformatted=$$($(GO) tool gofumpt -l cmd internal lab | grep -v '^internal/layer/goflate' || true); \
+	if [ -n "$$unformatted" ]; then echo "make lint: not formatted; run: go tool gofumpt -w" $$unformatted >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# Everything. Results are never taken from the cache: much of it depends on kernel and engines.
+test: deps lint build
+	$(GO) test -race -count=1 -timeout $(strip $(TIMEOUT)) -p $(strip $(PARALLEL)) ./...
+
+# Two sites and a WAN on this machine: protect, lose the main site, fail over, fail back.
+demo: deps build
+	$(GO) run ./lab/cmd/demo
+
+# Every fuzz target for a short while.
+fuzz:
+	@grep -rl --include='*_test.go' '^func Fuzz' cmd internal lab | xargs -n 1 dirname | sort -u | while read -r dir; do \
+	  for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$dir"/*_test.go); do \
+	    echo "== $$dir $$target"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(strip $(FUZZTIME)) "./$$dir"; \
+	  done; \
+	done
+
+# Hours: everything again and again with new seeds, properties with many more cases, fuzzing for longer.
+soak: deps build
+	$(GO) test -race -timeout 24h -p 1 -count=$(strip $(SOAK)) ./...
+	$(GO) test -timeout 24h -p 1 -count=1 $$(grep -rl --include='*_test.go' 'pgregory.net/rapid' cmd internal lab | xargs -n 1 dirname | sort -u | sed 's,^,./,') -rapid.checks=20000
+	$(MAKE) fuzz FUZZTIME=5m
+
+clean:
+	rm -f lifeboat
