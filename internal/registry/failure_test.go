@@ -277,7 +277,7 @@ func TestTruncatedBlob(t *testing.T) {
 // sent is removed.
 func TestStalledClient(t *testing.T) {
 	t.Parallel()
-	r := registrytest.Start(t, plain, func(c *registry.Config) { c.StallTimeout = 50 * time.Millisecond })
+	r := registrytest.Start(t, plain, func(c *registry.Config) { c.StallTimeout = 500 * time.Millisecond })
 	c := newClient(t, r)
 	blob := random(1000)
 	u, err := url.Parse(c.startUpload("dr"))

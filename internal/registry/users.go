@@ -39,11 +39,9 @@ func loadUsers(htpasswd, roles string, log *slog.Logger) (*users, error) {
 	if htpasswd == "" {
 		return u, nil
 	}
-	var err error
-	if u.verifier, err = newVerifier(); err != nil {
-		return nil, err
-	}
+	u.verifier = newVerifier()
 	u.stamps = u.look()
+	var err error
 	u.hashes, u.access, err = u.read()
 	return u, err
 }

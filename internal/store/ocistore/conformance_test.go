@@ -39,3 +39,5 @@ func TestConformanceOwnRegistryPlain(t *testing.T) {
 func registryOptions() ocistore.Options {
 	return ocistore.Options{Username: "lbtest", Password: "lbtest"}
 }
+
+func plain(c *registry.Config) { c.PlainHTTP = true }

@@ -164,6 +164,9 @@ type watched struct {
 	// moved is when a byte last moved, as time since start.
 	moved atomic.Int64
 	start time.Time
+	// stalled is set by the direction that noticed first; net/http then closes
+	// the connection under the other one.
+	stalled atomic.Bool
 }
 
 func newWatched(nc net.Conn, stall time.Duration, m *store.Meter) *watched {
@@ -228,7 +231,7 @@ func (w *watched) Write(p []byte) (int, error) {
 			return done, w.named(err)
 		}
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			return done, err
+			return done, w.named(err)
 		}
 	}
 	return done, nil
@@ -237,7 +240,9 @@ func (w *watched) Write(p []byte) (int, error) {
 // named gives a deadline its meaning.
 func (w *watched) named(err error) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("no byte moved for %s: %w", w.stall, errStalled)
+		w.stalled.Store(true)
+	} else if !errors.Is(err, net.ErrClosed) || !w.stalled.Load() {
+		return err
 	}
-	return err
+	return fmt.Errorf("no byte moved for %s: %w", w.stall, errStalled)
 }

@@ -1,0 +1,110 @@
+package ocistore
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"lifeboat/internal/store"
+)
+
+// scripted is a connection whose calls answer as the test says.
+type scripted struct {
+	net.Conn
+	reads, writes []func(p []byte) (int, error)
+}
+
+func (s *scripted) SetReadDeadline(time.Time) error  { return nil }
+func (s *scripted) SetWriteDeadline(time.Time) error { return nil }
+
+func next(calls *[]func([]byte) (int, error), p []byte) (int, error) {
+	if len(*calls) == 0 {
+		return 0, io.ErrClosedPipe
+	}
+	f := (*calls)[0]
+	*calls = (*calls)[1:]
+	return f(p)
+}
+
+func (s *scripted) Read(p []byte) (int, error)  { return next(&s.reads, p) }
+func (s *scripted) Write(p []byte) (int, error) { return next(&s.writes, p) }
+
+func moves(n int) func([]byte) (int, error) {
+	return func(p []byte) (int, error) { return min(n, len(p)), nil }
+}
+
+// deadline is what a passed deadline looks like after n bytes.
+func deadline(n int) func([]byte) (int, error) {
+	return func(p []byte) (int, error) { return min(n, len(p)), os.ErrDeadlineExceeded }
+}
+
+// TestStallIsAboutProgress: a deadline that passed in one direction while bytes
+// moved in the other is no stall; one that passed with nothing moving is.
+func TestStallIsAboutProgress(t *testing.T) {
+	t.Parallel()
+	type step = func([]byte) (int, error)
+	p := make([]byte, 100<<10)
+
+	w := newWatched(&scripted{reads: []step{deadline(0), deadline(0), moves(5)}, writes: []step{moves(10)}}, time.Hour, nil)
+	if n, err := w.Write(p[:10]); n != 10 || err != nil {
+		t.Fatalf("write: %d, %v", n, err)
+	}
+	if n, err := w.Read(p); n != 5 || err != nil {
+		t.Errorf("read while bytes go out: %d, %v", n, err)
+	}
+
+	w = newWatched(&scripted{reads: []step{moves(5)}, writes: []step{deadline(0), deadline(3), moves(piece), moves(piece), moves(piece), moves(piece), moves(piece), moves(piece), moves(piece)}}, time.Hour, nil)
+	if _, err := w.Read(p); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := w.Write(p); n != len(p) || err != nil {
+		t.Errorf("write while bytes come in, and slowly: %d, %v", n, err)
+	}
+
+	w = newWatched(&scripted{reads: []step{deadline(0)}}, -1, nil)
+	if _, err := w.Read(p); !errors.Is(err, errStalled) {
+		t.Errorf("read with nothing moving: %v", err)
+	}
+	w = newWatched(&scripted{writes: []step{moves(piece), deadline(0)}}, -1, nil)
+	if n, err := w.Write(p); n != piece || !errors.Is(err, errStalled) {
+		t.Errorf("write with nothing moving: %d, %v", n, err)
+	}
+	broken := errors.New("reset")
+	w = newWatched(&scripted{writes: []step{func([]byte) (int, error) { return 7, broken }}}, time.Hour, nil)
+	if n, err := w.Write(p); n != 7 || !errors.Is(err, broken) {
+		t.Errorf("broken connection: %d, %v", n, err)
+	}
+}
+
+func TestWatchedCounts(t *testing.T) {
+	t.Parallel()
+	var m store.Meter
+	w := newWatched(&scripted{reads: []func([]byte) (int, error){moves(5), moves(6)}, writes: []func([]byte) (int, error){moves(3), moves(4)}}, time.Hour, &m)
+	b := make([]byte, 10)
+	for range 2 {
+		if _, err := w.Read(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Write(b[:7]); err != nil {
+		t.Fatal(err)
+	}
+	if m.Sent() != 7 || m.Received() != 11 {
+		t.Errorf("sent %d, received %d", m.Sent(), m.Received())
+	}
+}
+
+func FuzzParseContentRange(f *testing.F) {
+	for _, s := range []string{"bytes 0-9/10", "bytes 5-5/*", "bytes */10", "items 0-1/2", "bytes 9-1/10", "bytes -1-2/3"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		first, last, total, err := parseContentRange(s)
+		if err == nil && (first < 0 || last < first || total < -1) {
+			t.Errorf("%q: %d-%d/%d", s, first, last, total)
+		}
+	})
+}
