@@ -65,6 +65,7 @@ func taken(err error) bool {
 		"Pool overlaps with other one",
 		"already exists",
 		"cannot assign requested address",
+		"has active endpoints",
 	} {
 		if strings.Contains(msg, s) {
 			return true

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -113,6 +114,43 @@ func testExec(f *fixture) {
 	if _, err = f.e.Exec(ctx, id, engine.ExecOptions{Cmd: []string{"/probe"}}); err == nil {
 		f.Error("exec in a container that does not run gave no error")
 	}
+}
+
+// testAttached runs containers like child processes.
+func testAttached(f *fixture) {
+	run := func(ctx context.Context, cmd []string, in io.Reader, out io.Writer) (int, string, error) {
+		var errOut bytes.Buffer
+		code, err := f.e.RunAttached(ctx, engine.AttachedRun{
+			Name: "lbtest-attached", Config: f.raw(m{"Image": ImageRef, "Cmd": cmd}), HostConfig: f.raw(m{"AutoRemove": true}),
+			Stdin: in, Stdout: out, Stderr: &errOut, Grace: 20 * time.Second,
+		})
+		if _, err := f.e.Container(context.Background(), "lbtest-attached"); !errors.Is(err, dr.ErrNotFound) {
+			f.Errorf("the container is still there: %v", err)
+		}
+		return code, errOut.String(), err
+	}
+	var out bytes.Buffer
+	text := strings.Repeat("0123456789abcdef", 10_000)
+	code, errOut, err := run(f.Context(), []string{"stdin", "err", "oops", "exit", "5"}, strings.NewReader(text), &out)
+	f.ok("attached run", err)
+	f.equal("exit code", code, 5)
+	f.equal("output is the input", out.String() == text, true)
+	f.equal("error output", errOut, "oops\n")
+
+	ctx, cancel := context.WithCancel(f.Context())
+	defer cancel()
+	_, _, err = run(ctx, []string{"out", "ready", "sleep"}, nil, writer(func(p []byte) { cancel() }))
+	f.is("attached run cut off", err, context.Canceled)
+	_, _, err = run(f.Context(), []string{"exit", "0"}, nil, nil)
+	f.ok("attached run after one that was cut off", err)
+}
+
+// writer calls itself with what is written.
+type writer func([]byte)
+
+func (w writer) Write(p []byte) (int, error) {
+	w(p)
+	return len(p), nil
 }
 
 func testLogs(f *fixture) {

@@ -258,6 +258,7 @@ func Run(t *testing.T, target Target) {
 		{"restart policy", testRestartPolicy},
 		{"exec", testExec},
 		{"logs", testLogs},
+		{"attached run", testAttached},
 		{"wait", testWait},
 		{"network", testNetwork},
 		{"volume", testVolume},

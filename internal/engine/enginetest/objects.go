@@ -99,6 +99,7 @@ func testSeveralNetworks(f *fixture) {
 	a := f.container("lbtest-a", m{}, m{"NetworkMode": "lbtest-n1"}, eps)
 	b := f.container("lbtest-b", m{}, m{"NetworkMode": "lbtest-n3"}, map[string]m{"lbtest-n2": {}})
 	f.start(a, b)
+	f.is("remove a network in use", f.e.RemoveNetwork(f.Context(), "lbtest-n1"), dr.ErrHeld)
 	sys, err := f.e.Discover(f.Context(), engine.Selector{Containers: []string{"lbtest-a", "lbtest-b"}})
 	f.ok("discover", err)
 	f.equal("networks of a", endpointText(sys.Containers[0]), `lbtest-n1={"Aliases":["one"],"IPAMConfig":{"IPv4Address":"10.123.5.77"}} lbtest-n2={"Aliases":["two"],"IPAMConfig":{"IPv4Address":"10.123.6.77"}}`)
