@@ -64,7 +64,38 @@ func newSplitBuffers() *splitBuffers {
 // split reads r to its end and stores it. Only Skeleton, Contents, Files and
 // Size of the layer are set.
 func split(ctx context.Context, r io.Reader, sink Sink, cutter *cut.Cutter, bufs *splitBuffers) (Layer, error) {
-	bufs.in.Reset(r)
+	src := &source{r: r}
+	bufs.in.Reset(src)
+	l, err := splitFrom(ctx, sink, cutter, bufs)
+	if src.err != nil {
+		return Layer{}, src.err
+	}
+	return l, err
+}
+
+// source keeps the error of a reader to itself. A reader may fail with
+// io.ErrUnexpectedEOF, as archive/tar does; helpers that read in blocks take
+// that for the end of the data, and half a layer would pass for one.
+type source struct {
+	r   io.Reader
+	err error // anything but io.EOF
+}
+
+var errSource = errors.New("source failed")
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, errSource
+	}
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err, err = err, errSource
+	}
+	return n, err
+}
+
+// splitFrom is split with its input in place.
+func splitFrom(ctx context.Context, sink Sink, cutter *cut.Cutter, bufs *splitBuffers) (Layer, error) {
 	s := &splitter{
 		ctx: ctx, sink: sink, cutter: cutter, in: bufs.in, buf: bufs.content,
 		skeleton: newPieceWriter(ctx, sink, cutter),
