@@ -1,0 +1,116 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"lifeboat/internal/pack"
+	"lifeboat/internal/repo/idxcache"
+	"lifeboat/internal/seal"
+)
+
+// wasRead reports whether the units of a group may be relied upon without
+// reading them: this host wrote or read them.
+func (ix *index) wasRead(group uint32) bool {
+	if ix.own {
+		return true
+	}
+	i := group / 64
+	return int(i) < len(ix.read) && ix.read[i].Load()&(1<<(group%64)) != 0
+}
+
+// allRead reports whether every group may be relied upon.
+func (ix *index) allRead() bool {
+	for g := range uint32(ix.Groups()) {
+		if !ix.wasRead(g) {
+			return false
+		}
+	}
+	return true
+}
+
+// markRead remembers that a group was read and is what the index says.
+func (ix *index) markRead(group uint32) {
+	if i := group / 64; int(i) < len(ix.read) {
+		ix.read[i].Or(1 << (group % 64))
+		ix.dirty.Store(true)
+	}
+}
+
+// saveRead writes down what was marked.
+func (r *Repo) saveRead(ix *index) error {
+	if !ix.dirty.Swap(false) {
+		return nil
+	}
+	bits := make([]uint64, len(ix.read))
+	for i := range bits {
+		bits[i] = ix.read[i].Load()
+	}
+	return r.state.mergeReadBits(ix.need.Digest, ix.Groups(), bits)
+}
+
+// opener returns the opener of a pack, reading the keys again when it was
+// sealed with a newer generation.
+func (r *Repo) opener(ctx context.Context, h pack.Header) (*pack.Opener, error) {
+	o, err := pack.NewOpener(r.keyring(), r.codec, h)
+	if !errors.Is(err, seal.ErrGeneration) {
+		return o, err
+	}
+	if kerr := r.refreshKeys(ctx); kerr != nil {
+		return nil, fmt.Errorf("a pack was sealed with a newer key: %w", kerr)
+	}
+	return pack.NewOpener(r.keyring(), r.codec, h)
+}
+
+// readGroup fetches one group and opens it. The body is authentic, its units
+// are not yet compared with their ids.
+func (r *Repo) readGroup(ctx context.Context, ix *index, group uint32) ([]byte, idxcache.Group, error) {
+	g, err := ix.Group(group)
+	if err != nil {
+		return nil, g, err
+	}
+	p, err := ix.Pack(g.Pack)
+	if err != nil {
+		return nil, g, err
+	}
+	src, err := r.st.GetBlob(ctx, digestOf(p.Digest), p.Size, int64(g.Offset), int64(g.Sealed))
+	if err != nil {
+		return nil, g, fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
+	}
+	sealed := make([]byte, g.Sealed)
+	_, err = io.ReadFull(src, sealed)
+	if err = errors.Join(err, src.Close()); err != nil {
+		return nil, g, fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
+	}
+	o, err := r.opener(ctx, p.Header)
+	if err != nil {
+		return nil, g, err
+	}
+	body, err := o.Open(nil, int(g.Number), sealed, int(g.Plain))
+	if err != nil {
+		return nil, g, fmt.Errorf("pack %s of manifest %s: %w", digestOf(p.Digest), ix.need.Digest, err)
+	}
+	return body, g, nil
+}
+
+// proveGroup compares every unit of an opened group with its id and remembers a
+// foreign group that is what its index says. The error wraps dr.ErrTampered.
+func (r *Repo) proveGroup(ix *index, group uint32, g idxcache.Group, body []byte) error {
+	units, err := ix.UnitsOf(g)
+	if err != nil {
+		return err
+	}
+	at := 0
+	for _, u := range units {
+		end := at + int(u.Len)
+		if end > len(body) || r.UnitID(body[at:end]) != u.ID {
+			ix.bad.Store(group, true)
+			return tampered("group %d of pack manifest %s: the unit at %d is not the one that the index promises", group, ix.need.Digest, at)
+		}
+		at = end
+	}
+	ix.markRead(group)
+	return nil
+}

@@ -1,0 +1,319 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"lifeboat/internal/pack"
+)
+
+// packBuffer is the room for one pack with its padding.
+const packBuffer = pack.TargetSize + pack.TargetSize/16
+
+// finished is a pack on its way to the registry.
+type finished struct {
+	blob []byte
+	info pack.Info
+}
+
+// compress takes groups, compresses them, and seals them into the pack that is
+// being filled. One runs for each core.
+func (w *Writer) compress(queue <-chan *pack.Group) error {
+	payload := make([]byte, 0, pack.GroupSize+pack.GroupOverhead)
+	for g := range queue {
+		err := w.ctx.Err()
+		if err == nil {
+			payload = w.repo.codec.Encode(payload[:0], g.Body)
+			err = w.assemble(payload, g)
+		}
+		w.recycle(g)
+		w.groups.Done()
+		if cap(payload) > 2*pack.GroupSize { // do not keep the room of a large unit
+			payload = make([]byte, 0, pack.GroupSize+pack.GroupOverhead)
+		}
+		if err != nil {
+			w.cancel(err)
+			for range queue { // given up, so that nobody waits for it
+				w.groups.Done()
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// newGroup returns an empty group, with the memory of one that was packed where
+// there is one.
+func (w *Writer) newGroup() *pack.Group {
+	if g, ok := w.spare.Get().(*pack.Group); ok {
+		return g
+	}
+	return &pack.Group{}
+}
+
+func (w *Writer) recycle(g *pack.Group) {
+	if cap(g.Body) == pack.GroupSize {
+		g.Body, g.Units = g.Body[:0], g.Units[:0]
+		w.spare.Put(g)
+	}
+}
+
+func (w *Writer) assemble(payload []byte, g *pack.Group) error {
+	w.asm.Lock()
+	defer w.asm.Unlock()
+	if w.builder != nil && !w.builder.Fits(len(payload)) {
+		if err := w.finish(); err != nil {
+			return err
+		}
+	}
+	if w.builder == nil {
+		b, err := pack.NewBuilder(w.repo.keyring(), w.buffer())
+		if err != nil {
+			return err
+		}
+		w.builder = b
+	}
+	w.builder.Add(payload, g.Units)
+	return nil
+}
+
+// finish hands the pack that is being filled to the uploaders, and waits until
+// one takes it; the caller holds asm.
+func (w *Writer) finish() error {
+	if w.builder == nil {
+		return nil
+	}
+	blob, info := w.builder.Finish()
+	w.builder = nil
+	w.packs.Add(1)
+	select {
+	case w.send <- finished{blob, info}:
+		return nil
+	case <-w.ctx.Done():
+		w.packs.Done()
+		return context.Cause(w.ctx)
+	}
+}
+
+// buffer returns the memory of a pack that was sent, or new memory.
+func (w *Writer) buffer() []byte {
+	select {
+	case b := <-w.bufs:
+		return b
+	default:
+		return make([]byte, 0, packBuffer)
+	}
+}
+
+// upload sends packs.
+func (w *Writer) upload() error {
+	for f := range w.send {
+		err := w.ctx.Err()
+		if err == nil {
+			err = w.sendPack(f)
+		}
+		w.packs.Done()
+		if err != nil {
+			w.cancel(err)
+			for range w.send {
+				w.packs.Done()
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *Writer) sendPack(f finished) error {
+	// The only time that this host hashes the pack.
+	f.info.Digest = sha256.Sum256(f.blob)
+	d := digestOf(f.info.Digest)
+	lent := &lentBytes{b: f.blob}
+	sent, err := w.repo.st.PutBlob(w.ctx, d, f.info.Size, lent.open)
+	lent.takeBack()
+	if err != nil {
+		return fmt.Errorf("send pack %s: %w", d, err)
+	}
+	if cap(f.blob) >= packBuffer {
+		select {
+		case w.bufs <- f.blob[:0]:
+		default:
+		}
+	}
+	w.mu.Lock()
+	w.stats.BytesSent += sent
+	w.stats.Packs++
+	w.mu.Unlock()
+	w.doneMu.Lock()
+	w.done = append(w.done, f.info)
+	w.doneSize += f.info.Size
+	for _, g := range f.info.Groups {
+		w.doneN += len(g.Units)
+	}
+	due := w.doneSize >= w.limits.bytes || w.doneN >= w.limits.units ||
+		(w.doneSize >= w.limits.atLeast && time.Since(w.lastPush) >= w.limits.interval)
+	w.doneMu.Unlock()
+	w.progress()
+	if due {
+		return w.pushDone(w.ctx)
+	}
+	return nil
+}
+
+// lentBytes lends memory to a store. HTTP clients may read a body after the
+// request was answered; once it is taken back they get an error instead of
+// bytes that are something else by then.
+type lentBytes struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (l *lentBytes) open() (io.ReadCloser, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.b == nil {
+		return nil, io.ErrClosedPipe
+	}
+	return &lentReader{l: l, r: bytes.NewReader(l.b)}, nil
+}
+
+func (l *lentBytes) takeBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = nil
+}
+
+type lentReader struct {
+	l *lentBytes
+	r *bytes.Reader
+}
+
+func (r *lentReader) Read(p []byte) (int, error) {
+	r.l.mu.Lock()
+	defer r.l.mu.Unlock()
+	if r.l.b == nil {
+		return 0, io.ErrClosedPipe
+	}
+	return r.r.Read(p)
+}
+
+func (r *lentReader) Close() error { return nil }
+
+// Flush returns when everything put so far is in the registry and named by a
+// pack manifest. Put blocks meanwhile.
+func (w *Writer) Flush(ctx context.Context) error {
+	if err := w.flush(ctx); err != nil {
+		return fmt.Errorf("flush: %w", err)
+	}
+	return nil
+}
+
+func (w *Writer) flush(ctx context.Context) error {
+	w.gate.Lock()
+	defer w.gate.Unlock()
+	if err := w.failure(ctx); err != nil {
+		return err
+	}
+	// A context that ends makes the pipeline end too: it cannot be left half way.
+	stop := context.AfterFunc(ctx, func() { w.cancel(ctx.Err()) })
+	defer stop()
+	w.mu.Lock()
+	open := w.open
+	w.open = [2]*pack.Group{}
+	w.mu.Unlock()
+	for _, g := range open {
+		if g == nil {
+			continue
+		}
+		w.groups.Add(1)
+		select {
+		case w.queue <- g:
+		case <-w.ctx.Done():
+			w.groups.Done()
+		}
+	}
+	w.groups.Wait()
+	w.asm.Lock()
+	err := w.finish()
+	w.asm.Unlock()
+	w.packs.Wait()
+	if ferr := w.failure(ctx); ferr != nil {
+		return ferr
+	}
+	if err != nil {
+		return err
+	}
+	return w.pushDone(ctx)
+}
+
+// pushDone pushes a pack manifest of all packs that are sent and in none yet.
+func (w *Writer) pushDone(ctx context.Context) error {
+	w.pushMu.Lock()
+	defer w.pushMu.Unlock()
+	w.doneMu.Lock()
+	infos := w.done
+	w.done, w.doneSize, w.doneN = nil, 0, 0
+	w.doneMu.Unlock()
+	if len(infos) == 0 {
+		return nil
+	}
+	s, err := w.pushManifest(ctx, infoPacks(infos), func(v pack.Visitor) error { return visit(v, infos) })
+	if err != nil {
+		w.doneMu.Lock()
+		w.done = append(infos, w.done...)
+		w.doneMu.Unlock()
+		return err
+	}
+	s.used.Store(true)
+	w.srcMu.Lock()
+	w.sources = slices.Insert(slices.Clone(w.sources), 0, s)
+	w.srcMu.Unlock()
+	w.mu.Lock()
+	for _, p := range infos {
+		for _, g := range p.Groups {
+			for _, u := range g.Units {
+				delete(w.fresh, u.ID)
+			}
+		}
+	}
+	w.mu.Unlock()
+	w.doneMu.Lock()
+	w.lastPush = time.Now()
+	w.doneMu.Unlock()
+	w.progress()
+	return nil
+}
+
+func infoPacks(infos []pack.Info) []blob {
+	var out []blob
+	for _, p := range infos {
+		out = append(out, blob{digestOf(p.Digest), p.Size})
+	}
+	return out
+}
+
+// visit hands packs to a visitor.
+func visit(v pack.Visitor, infos []pack.Info) error {
+	for _, p := range infos {
+		if err := v.Pack(p, len(p.Groups)); err != nil {
+			return err
+		}
+		for _, g := range p.Groups {
+			if err := v.Group(g, len(g.Units)); err != nil {
+				return err
+			}
+			for _, u := range g.Units {
+				if err := v.Unit(u); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

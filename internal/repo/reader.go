@@ -1,0 +1,248 @@
+package repo
+
+import (
+	"container/list"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/repo/idxcache"
+)
+
+// cachedGroups bounds the opened groups that a reader keeps, in bytes.
+const cachedGroups = 64 << 20
+
+// Reader gives the units of one snapshot back. Every unit is compared with its
+// id before it is handed on (invariant 10). Safe for concurrent use. Close
+// frees it.
+type Reader struct {
+	repo *Repo
+	snap *Snapshot
+
+	mu     sync.Mutex
+	ixs    []*index
+	old    []*index // replaced, still in use by somebody
+	groups map[groupKey]*list.Element
+	order  *list.List // of *cachedGroup, most recent first
+	size   int
+	busy   map[groupKey]*fetching
+}
+
+type groupKey struct {
+	ix    *index
+	group uint32
+}
+
+type cachedGroup struct {
+	key  groupKey
+	body []byte
+}
+
+type fetching struct {
+	done chan struct{}
+	body []byte
+	err  error
+}
+
+// NewReader opens the indexes of the pack manifests that a snapshot needs, from
+// the cache where they are there. Errors name the manifest and wrap
+// dr.ErrTampered where it does not verify or is gone.
+func (r *Repo) NewReader(ctx context.Context, snap *Snapshot) (*Reader, error) {
+	ixs, err := r.idx.getAll(ctx, snap.needs)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshot %s (%s): %w", snap.ID.Short(), snap.Tag, err)
+	}
+	return &Reader{
+		repo: r, snap: snap, ixs: ixs,
+		groups: map[groupKey]*list.Element{}, order: list.New(), busy: map[groupKey]*fetching{},
+	}, nil
+}
+
+// Snapshot is what the reader reads.
+func (rd *Reader) Snapshot() *Snapshot { return rd.snap }
+
+// Close frees the reader and remembers which foreign groups were read. No other
+// call may run or follow.
+func (rd *Reader) Close() {
+	rd.mu.Lock()
+	defer rd.mu.Unlock()
+	for _, ix := range slices.Concat(rd.ixs, rd.old) {
+		if err := rd.repo.saveRead(ix); err != nil {
+			rd.repo.log.Warn("what was read is not remembered", "error", err)
+		}
+		rd.repo.idx.put(ix)
+	}
+	rd.ixs, rd.old, rd.groups = nil, nil, nil
+	rd.order.Init()
+}
+
+// Root returns the root record, compared with what the commit record says.
+func (rd *Reader) Root(ctx context.Context) (*dr.Root, error) {
+	b, err := rd.Unit(ctx, rd.snap.Root)
+	if err != nil {
+		return nil, fmt.Errorf("root record: %w", err)
+	}
+	var root dr.Root
+	if err := json.Unmarshal(b, &root); err != nil {
+		return nil, fmt.Errorf("root record of snapshot %s: %w: %w", rd.snap.ID.Short(), err, dr.ErrTampered)
+	}
+	s := rd.snap
+	switch {
+	case root.Format != dr.RootFormat:
+		return nil, fmt.Errorf("root record of snapshot %s: format %d; this version of Lifeboat knows %d, use a newer one", s.ID.Short(), root.Format, dr.RootFormat)
+	case root.Repo != rd.repo.ID() || root.System != s.System || root.Site != s.Site || root.Epoch != s.Epoch || root.Kind != s.Kind || !root.Created.Equal(s.Created):
+		return nil, fmt.Errorf("root record of snapshot %s is not what its commit record says: %w", s.ID.Short(), dr.ErrTampered)
+	}
+	return &root, nil
+}
+
+// Unit returns the bytes of a unit. Opened groups are kept, up to 64 MiB, so
+// that neighbours cost nothing. The caller must not write to what it gets. The
+// error names unit and snapshot and wraps dr.ErrTampered where what is stored
+// does not verify.
+func (rd *Reader) Unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
+	var errs []error
+	for i := range rd.indexes() {
+		ix, loc, ok, err := rd.lookup(ctx, i, ref.ID)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if !ok {
+			continue
+		}
+		data, err := rd.unitAt(ctx, ix, loc, ref)
+		if err == nil {
+			return data, nil
+		}
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		errs = append(errs, err) // another manifest may have it too
+	}
+	if len(errs) == 0 {
+		errs = append(errs, tampered("none of its pack manifests has it"))
+	}
+	return nil, fmt.Errorf("unit %s of snapshot %s (%s): %w", ref.ID, rd.snap.ID.Short(), rd.snap.Tag, errors.Join(errs...))
+}
+
+func (rd *Reader) indexes() []*index {
+	rd.mu.Lock()
+	defer rd.mu.Unlock()
+	return rd.ixs
+}
+
+// lookup asks index number i for a unit. A cache file that turns out to be
+// damaged is made anew once.
+func (rd *Reader) lookup(ctx context.Context, i int, id dr.UnitID) (*index, idxcache.Location, bool, error) {
+	ix := rd.indexes()[i]
+	loc, ok, err := ix.Lookup(id)
+	if err == nil || !errors.Is(err, idxcache.ErrDamaged) {
+		return ix, loc, ok, err
+	}
+	rd.repo.log.Warn("index cache is made anew", "manifest", ix.need.Digest, "error", err)
+	rd.repo.idx.drop(ix)
+	fresh, err := rd.repo.idx.get(ctx, ix.need)
+	if err != nil {
+		return nil, loc, false, err
+	}
+	rd.mu.Lock()
+	rd.old = append(rd.old, rd.ixs[i])
+	rd.ixs = slices.Clone(rd.ixs)
+	rd.ixs[i] = fresh
+	rd.mu.Unlock()
+	loc, ok, err = fresh.Lookup(id)
+	return fresh, loc, ok, err
+}
+
+func (rd *Reader) unitAt(ctx context.Context, ix *index, loc idxcache.Location, ref dr.UnitRef) ([]byte, error) {
+	body, err := rd.group(ctx, groupKey{ix, loc.Group})
+	if err != nil {
+		return nil, err
+	}
+	return rd.repo.cutUnit(ix, body, loc, ref)
+}
+
+// cutUnit takes a unit out of an opened group and compares it with its id.
+func (r *Repo) cutUnit(ix *index, body []byte, loc idxcache.Location, ref dr.UnitRef) ([]byte, error) {
+	end := uint64(loc.Offset) + uint64(loc.Len)
+	if loc.Len != ref.Len || end > uint64(len(body)) {
+		return nil, tampered("pack manifest %s has it with another length", ix.need.Digest)
+	}
+	data := body[loc.Offset:end:end]
+	if r.UnitID(data) != ref.ID {
+		return nil, tampered("pack manifest %s promises it where other bytes are", ix.need.Digest)
+	}
+	return data, nil
+}
+
+// group returns an opened group, fetching it once however many ask.
+func (rd *Reader) group(ctx context.Context, k groupKey) ([]byte, error) {
+	for {
+		rd.mu.Lock()
+		if e := rd.groups[k]; e != nil {
+			rd.order.MoveToFront(e)
+			rd.mu.Unlock()
+			return e.Value.(*cachedGroup).body, nil
+		}
+		f := rd.busy[k]
+		if f == nil {
+			f = &fetching{done: make(chan struct{})}
+			rd.busy[k] = f
+			rd.mu.Unlock()
+			rd.fetch(ctx, k, f)
+			return f.body, f.err
+		}
+		rd.mu.Unlock()
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if f.err == nil {
+			return f.body, nil
+		}
+		// The other caller may have failed because it was cancelled: try again.
+		if !errors.Is(f.err, context.Canceled) && !errors.Is(f.err, context.DeadlineExceeded) {
+			return nil, f.err
+		}
+	}
+}
+
+func (rd *Reader) fetch(ctx context.Context, k groupKey, f *fetching) {
+	body, g, err := rd.repo.readGroup(ctx, k.ix, k.group)
+	if err == nil {
+		rd.note(k, g, body)
+	}
+	f.body, f.err = body, err
+	rd.mu.Lock()
+	defer rd.mu.Unlock()
+	delete(rd.busy, k)
+	close(f.done)
+	if err != nil {
+		return
+	}
+	rd.groups[k] = rd.order.PushFront(&cachedGroup{k, body})
+	rd.size += len(body)
+	for rd.size > cachedGroups && rd.order.Len() > 1 {
+		last := rd.order.Remove(rd.order.Back()).(*cachedGroup)
+		delete(rd.groups, last.key)
+		rd.size -= len(last.body)
+	}
+}
+
+// note proves a foreign group while it is at hand, so that this host need not
+// send its units again when it writes them (docs/adr/0002). A lie in it does
+// not concern the units that are true.
+func (rd *Reader) note(k groupKey, g idxcache.Group, body []byte) {
+	if k.ix.read == nil || k.ix.wasRead(k.group) {
+		return
+	}
+	if err := rd.repo.proveGroup(k.ix, k.group, g, body); err != nil {
+		rd.repo.log.Warn("a group is not used for deduplication", "error", err)
+	}
+}

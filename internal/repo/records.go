@@ -1,0 +1,278 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/seal"
+	"lifeboat/internal/store"
+)
+
+// listParallel is how many small manifests are read at a time.
+const listParallel = 8
+
+// Record is a verified record of class e or w: sealed for this repository and
+// tag, and signed by an enrolled host.
+type Record struct {
+	Tag    string
+	Number dr.Number
+	Host   dr.HostID
+	// Body is the JSON object that was given to PutRecord.
+	Body json.RawMessage
+
+	digest string // of the manifest
+}
+
+// PutRecord signs, seals and stores v, a JSON object whose member "host" is
+// this host's id, under a tag of class e or w, and reads it back. The same
+// record under the same tag succeeds again (invariant 8). Errors: dr.ErrHeld
+// when the tag holds something else, dr.ErrOutcomeUnknown when the answer was
+// lost: look at the records before trying again.
+func (r *Repo) PutRecord(ctx context.Context, tag string, v any) error {
+	t, err := ParseTag(tag)
+	if err != nil || (t.Class != ClassEpoch && t.Class != ClassSwitch) {
+		return fmt.Errorf("put record %s: not a tag of class e or w: %w", tag, dr.ErrUsage)
+	}
+	body, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("put record %s: %w", tag, err)
+	}
+	if err := r.enrolForWriting(ctx); err != nil {
+		return fmt.Errorf("put record %s: %w", tag, err)
+	}
+	if err := r.refreshKeys(ctx); err != nil {
+		return fmt.Errorf("put record %s: %w", tag, err)
+	}
+	if err := r.putSigned(ctx, t, body); err != nil {
+		return err
+	}
+	return r.state.raise(map[string]dr.Number{t.prefix(): t.Number})
+}
+
+// putSigned signs, seals, stores and reads back a record.
+func (r *Repo) putSigned(ctx context.Context, t Tag, body []byte) error {
+	_, err := r.st.ResolveTag(ctx, t.String())
+	if err == nil {
+		return r.compareRecord(ctx, t, body)
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("put record %s: nothing was stored: %w", t, err)
+	}
+	sealed, err := r.signAndSeal(t, body)
+	if err != nil {
+		return err
+	}
+	_, err = r.putRecordManifest(ctx, t, sealed)
+	switch {
+	case err == nil || errors.Is(err, store.ErrTagTaken):
+		return r.compareRecord(ctx, t, body)
+	case errors.Is(err, dr.ErrOutcomeUnknown):
+		// Reading may settle it; not finding the record does not, for the request
+		// may still be on its way.
+		if rerr := r.compareRecord(ctx, t, body); rerr == nil || errors.Is(rerr, dr.ErrHeld) {
+			return rerr
+		}
+		return fmt.Errorf("put record %s: it may or may not have been stored: %w", t, err)
+	default:
+		return fmt.Errorf("put record %s: %w", t, err)
+	}
+}
+
+func (r *Repo) signAndSeal(t Tag, body []byte) ([]byte, error) {
+	signed, err := r.opts.Host.Sign(r.ID(), t.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	return r.keyring().SealRecord(t.String(), signed)
+}
+
+// compareRecord reads a record and returns nil when it is body by this host,
+// dr.ErrHeld when it is something else.
+func (r *Repo) compareRecord(ctx context.Context, t Tag, body []byte) error {
+	host, have, _, err := r.openRecord(ctx, t)
+	switch {
+	case err == nil && host == r.HostID() && bytes.Equal(have, body):
+		return nil
+	case err == nil:
+		return fmt.Errorf("put record %s: the tag holds another record, by host %s: %w", t, host.Short(), dr.ErrHeld)
+	case errors.Is(err, dr.ErrTampered):
+		return fmt.Errorf("put record %s: the tag holds something that does not verify: %w: %w", t, err, dr.ErrHeld)
+	default:
+		return fmt.Errorf("put record %s: it was sent and could not be read back: %w: %w", t, err, dr.ErrOutcomeUnknown)
+	}
+}
+
+// openRecord reads a record, opens it and checks its signature. Whether the
+// signer counts is the caller's question. The error wraps dr.ErrTampered, or is
+// the store's.
+func (r *Repo) openRecord(ctx context.Context, t Tag) (host dr.HostID, body []byte, digest string, err error) {
+	m, err := r.st.GetManifest(ctx, t.String())
+	if err != nil {
+		return host, nil, "", err
+	}
+	sealed, err := decodeRecordManifest(m, t.Class)
+	if err != nil {
+		return host, nil, "", err
+	}
+	signed, err := r.openSealed(ctx, t.String(), sealed)
+	if err != nil {
+		return host, nil, "", err
+	}
+	host, body, err = seal.VerifySigned(r.ID(), t.String(), signed)
+	return host, body, m.Digest.String(), err
+}
+
+// openSealed opens a sealed record, reading the keys again when it was sealed
+// with a newer generation.
+func (r *Repo) openSealed(ctx context.Context, tag string, sealed []byte) ([]byte, error) {
+	plain, err := r.keyring().OpenRecord(tag, sealed)
+	if !errors.Is(err, seal.ErrGeneration) {
+		return plain, err
+	}
+	if kerr := r.refreshKeys(ctx); kerr != nil {
+		return nil, fmt.Errorf("%s was sealed with a newer key: %w", tag, kerr)
+	}
+	return r.keyring().OpenRecord(tag, sealed)
+}
+
+// record reads a record that counts.
+func (r *Repo) record(ctx context.Context, t Tag) (*Record, error) {
+	host, body, digest, err := r.openRecord(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.hosts.trusts(ctx, host, dr.SnapshotID{}, t.String(), digest); err != nil {
+		return nil, err
+	}
+	return &Record{Tag: t.String(), Number: t.Number, Host: host, Body: body, digest: digest}, nil
+}
+
+// ListRecords returns the verified records of class e or w whose tags are
+// prefix ("e.shop.") followed by a number, in the order of the numbers. What
+// does not verify is left out and logged. dr.ErrTampered when this host has
+// seen a newer one than there is.
+func (r *Repo) ListRecords(ctx context.Context, prefix string) ([]Record, error) {
+	recs, problems, err := r.records(ctx, prefix)
+	if err != nil {
+		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
+	}
+	for _, p := range problems {
+		r.log.Warn("a record does not verify", "problem", p.String())
+	}
+	var newest dr.Number
+	if len(recs) > 0 {
+		newest = recs[len(recs)-1].Number
+	}
+	if err := r.checkMark(prefix, newest); err != nil {
+		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
+	}
+	return recs, nil
+}
+
+// records reads all records whose tags begin with prefix.
+func (r *Repo) records(ctx context.Context, prefix string) ([]Record, []Problem, error) {
+	names, err := r.st.Tags(ctx, prefix)
+	if err != nil {
+		return nil, nil, err
+	}
+	tags, problems := parseTags(names)
+	if len(tags) == 0 {
+		return nil, problems, nil
+	}
+	if err := r.hosts.load(ctx); err != nil {
+		return nil, nil, err
+	}
+	found, bad, err := readAll(ctx, tags, r.record)
+	if err != nil {
+		return nil, nil, err
+	}
+	var out []Record
+	for _, f := range found {
+		out = append(out, *f)
+	}
+	return out, append(problems, bad...), nil
+}
+
+// readAll reads what tags name, in parallel, in the order of the tags. What
+// does not verify is a problem; what was deleted meanwhile is left out; other
+// errors end the reading.
+func readAll[T any](ctx context.Context, tags []Tag, read func(context.Context, Tag) (*T, error)) (found []*T, problems []Problem, err error) {
+	all := make([]*T, len(tags))
+	failed := make([]error, len(tags))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(listParallel)
+	for i, t := range tags {
+		g.Go(func() error {
+			all[i], failed[i] = read(gctx, t)
+			if failed[i] != nil && !about(failed[i]) {
+				return fmt.Errorf("read %s: %w", t, failed[i])
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	for i, t := range tags {
+		switch {
+		case failed[i] == nil:
+			found = append(found, all[i])
+		case !errors.Is(failed[i], store.ErrNotFound):
+			problems = append(problems, Problem{Tag: t.String(), Err: failed[i]})
+		}
+	}
+	return found, problems, nil
+}
+
+// Latest returns the newest verified record of class e or w of a system. It
+// asks for the numbers that follow the highest one seen before and lists tags
+// only when it knows none. Errors: dr.ErrNotFound when there is none,
+// dr.ErrTampered when this host has seen a newer one than there is.
+func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, error) {
+	t := Tag{Class: c, System: system}
+	if c != ClassEpoch && c != ClassSwitch {
+		return nil, fmt.Errorf("latest record of class %s: want e or w: %w", c, dr.ErrUsage)
+	}
+	mark, err := r.state.mark(t.prefix())
+	if err != nil {
+		return nil, err
+	}
+	if mark == 0 {
+		recs, err := r.ListRecords(ctx, t.prefix())
+		if err == nil && len(recs) == 0 {
+			err = fmt.Errorf("latest record %s*: %w", t.prefix(), dr.ErrNotFound)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &recs[len(recs)-1], nil
+	}
+	high := mark
+	for {
+		_, err := r.st.ResolveTag(ctx, Tag{Class: c, System: system, Number: high + 1}.String())
+		if errors.Is(err, store.ErrNotFound) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("latest record %s*: %w", t.prefix(), err)
+		}
+		high++
+	}
+	for n := high; n >= mark; n-- {
+		rec, err := r.record(ctx, Tag{Class: c, System: system, Number: n})
+		if err == nil {
+			return rec, r.checkMark(t.prefix(), n)
+		}
+		if !about(err) {
+			return nil, fmt.Errorf("latest record %s*: %w", t.prefix(), err)
+		}
+		r.log.Warn("a record does not verify", "tag", t.prefix(), "number", n, "error", err)
+	}
+	return nil, r.checkMark(t.prefix(), 0)
+}

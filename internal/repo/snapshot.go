@@ -1,0 +1,368 @@
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/fence"
+	"lifeboat/internal/seal"
+	"lifeboat/internal/store"
+)
+
+// commitRecord is what stands sealed in the image index of a snapshot
+// (docs/format.md, Snapshot).
+type commitRecord struct {
+	Format      int             `json:"format"`
+	Snapshot    dr.SnapshotID   `json:"snapshot"`
+	Root        dr.UnitRef      `json:"root"`
+	System      dr.System       `json:"system"`
+	Number      dr.Number       `json:"number"`
+	Site        dr.Site         `json:"site"`
+	Host        dr.HostID       `json:"host"`
+	Epoch       dr.Epoch        `json:"epoch"`
+	Kind        dr.Kind         `json:"kind"`
+	Parent      *dr.SnapshotID  `json:"parent,omitempty"`
+	Created     time.Time       `json:"created"`
+	Consistency dr.Consistency  `json:"consistency"`
+	Needs       []digest.Digest `json:"needs"`
+	Containers  int             `json:"containers"`
+	BytesTotal  int64           `json:"bytes_total"`
+	BytesNew    int64           `json:"bytes_new"`
+	BytesSent   int64           `json:"bytes_sent"`
+	FreezeUS    int64           `json:"freeze_us"`
+}
+
+// Snapshot is a verified commit record: sealed for this repository and tag,
+// signed by an enrolled host, listing exactly what it says to need. Its units
+// are verified when they are read.
+type Snapshot struct {
+	// Tag is s.<system>.<number>; Digest is what it names.
+	Tag    string
+	Digest digest.Digest
+	ID     dr.SnapshotID
+	// Root is the unit of the root record.
+	Root        dr.UnitRef
+	System      dr.System
+	Number      dr.Number
+	Site        dr.Site
+	Host        dr.HostID
+	Epoch       dr.Epoch
+	Kind        dr.Kind
+	Parent      *dr.SnapshotID
+	Created     time.Time
+	Consistency dr.Consistency
+	Containers  int
+	// BytesTotal is the size of what was captured, BytesNew of the units that the
+	// repository did not have, BytesSent what went over the wire for them.
+	BytesTotal, BytesNew, BytesSent int64
+	// Freeze is how long the system stood still.
+	Freeze time.Duration
+	// Needs are the pack manifests that hold its units.
+	Needs []digest.Digest
+
+	needs []need
+}
+
+func (c *commitRecord) check(t Tag, host dr.HostID, listed []need) error {
+	switch {
+	case c.Format != 1:
+		return tampered("its format is %d; this version of Lifeboat knows 1, use a newer one", c.Format)
+	case c.Host != host:
+		return tampered("it names host %s and is signed by %s", c.Host.Short(), host.Short())
+	case c.System != t.System || c.Number != t.Number:
+		return tampered("it says to be number %d of system %s", c.Number, c.System)
+	case dr.SnapshotID(c.Root.ID) != c.Snapshot || c.Root.Len == 0 || c.Root.Len > dr.MaxUnit:
+		return tampered("its root record is not the unit that gives it its id")
+	case c.Kind != dr.KindCurrent && c.Kind != dr.KindDivergent:
+		return tampered("it is of unknown kind %q", c.Kind)
+	}
+	if _, err := dr.ParseSite(string(c.Site)); err != nil {
+		return tampered("its site %q is not a site name", c.Site)
+	}
+	var have []digest.Digest
+	for _, n := range listed {
+		have = append(have, n.Digest)
+	}
+	if !slices.Equal(slices.Sorted(slices.Values(have)), slices.Sorted(slices.Values(c.Needs))) {
+		return tampered("the pack manifests that are listed are not those that it needs")
+	}
+	return nil
+}
+
+func (c *commitRecord) snapshot(t Tag, d digest.Digest, needs []need) *Snapshot {
+	return &Snapshot{
+		Tag: t.String(), Digest: d, ID: c.Snapshot, Root: c.Root, System: c.System, Number: c.Number,
+		Site: c.Site, Host: c.Host, Epoch: c.Epoch, Kind: c.Kind, Parent: c.Parent, Created: c.Created,
+		Consistency: c.Consistency, Containers: c.Containers, BytesTotal: c.BytesTotal, BytesNew: c.BytesNew,
+		BytesSent: c.BytesSent, Freeze: time.Duration(c.FreezeUS) * time.Microsecond, Needs: c.Needs, needs: needs,
+	}
+}
+
+// snapshot reads and verifies the commit record under a tag.
+func (r *Repo) snapshot(ctx context.Context, t Tag) (*Snapshot, error) {
+	m, err := r.st.GetManifest(ctx, t.String())
+	if err != nil {
+		return nil, err
+	}
+	return r.openSnapshot(ctx, t, m)
+}
+
+func (r *Repo) openSnapshot(ctx context.Context, t Tag, m store.Manifest) (*Snapshot, error) {
+	sealed, needs, err := decodeSnapshotIndex(m)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := r.openSealed(ctx, t.String(), sealed)
+	if err != nil {
+		return nil, err
+	}
+	host, body, err := seal.VerifySigned(r.ID(), t.String(), signed)
+	if err != nil {
+		return nil, err
+	}
+	var c commitRecord
+	if err := json.Unmarshal(body, &c); err != nil {
+		return nil, tampered("not a commit record: %v", err)
+	}
+	if err := c.check(t, host, needs); err != nil {
+		return nil, err
+	}
+	if err := r.hosts.trusts(ctx, host, c.Snapshot, "", ""); err != nil {
+		return nil, err
+	}
+	return c.snapshot(t, m.Digest, needs), nil
+}
+
+// Snapshots lists the snapshots of a system ("" for all) by system and number.
+// A tag that does not verify is a Problem and does not keep the others from
+// being listed; so is a registry that shows less than this host has seen. Of
+// two tags with one snapshot id the higher number counts.
+func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []Problem, error) {
+	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
+	names, err := r.st.Tags(ctx, prefix)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	tags, problems := parseTags(names)
+	if err := r.hosts.load(ctx); err != nil {
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	found, bad, err := readAll(ctx, tags, r.snapshot)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	problems = append(problems, bad...)
+	last := map[dr.SnapshotID]dr.Number{}
+	newest, err := r.markedSystems(system)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	for _, s := range found {
+		last[s.ID] = max(last[s.ID], s.Number)
+		newest[s.System] = max(newest[s.System], s.Number)
+	}
+	for sys, n := range newest {
+		p := Tag{Class: ClassSnapshot, System: sys}.prefix()
+		if err := r.checkMark(p, n); errors.Is(err, dr.ErrTampered) {
+			problems = append(problems, Problem{Tag: p + "*", Err: err})
+		} else if err != nil {
+			return nil, nil, fmt.Errorf("list snapshots: %w", err)
+		}
+	}
+	var out []Snapshot
+	for _, s := range found {
+		if last[s.ID] == s.Number {
+			out = append(out, *s)
+		}
+	}
+	return out, problems, nil
+}
+
+// markedSystems returns the systems whose snapshots this host has seen, or the
+// one given, with number 0.
+func (r *Repo) markedSystems(system dr.System) (map[dr.System]dr.Number, error) {
+	if system != "" {
+		return map[dr.System]dr.Number{system: 0}, nil
+	}
+	marks, err := r.state.allMarks()
+	if err != nil {
+		return nil, err
+	}
+	out := map[dr.System]dr.Number{}
+	for prefix := range marks {
+		if t, err := ParseTag(prefix + "1"); err == nil && t.Class == ClassSnapshot {
+			out[t.System] = 0
+		}
+	}
+	return out, nil
+}
+
+// minPrefix is the shortest prefix of a snapshot id that Find takes.
+const minPrefix = 4
+
+// Find returns one snapshot: "" or "latest" is the newest on the system's line
+// (fence.Head), "#7" is by number, anything else a prefix of an id, of at least
+// four digits. system may be "" for the last form. Errors: dr.ErrNotFound,
+// dr.ErrUsage for a prefix that fits several, dr.ErrTampered for a number that
+// does not verify and where the registry shows less than this host has seen.
+func (r *Repo) Find(ctx context.Context, system dr.System, ref string) (*Snapshot, error) {
+	switch {
+	case ref == "" || ref == "latest":
+		return r.findLatest(ctx, system)
+	case strings.HasPrefix(ref, "#"):
+		n, err := strconv.ParseUint(ref[1:], 10, 63)
+		if err != nil || n == 0 || system == "" {
+			return nil, fmt.Errorf("find snapshot %q: want #NUMBER of a system: %w", ref, dr.ErrUsage)
+		}
+		t := Tag{Class: ClassSnapshot, System: system, Number: dr.Number(n)}
+		s, err := r.snapshot(ctx, t)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("system %s has no snapshot number %d: %w", system, n, dr.ErrNotFound)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("snapshot %s: %w", t, err)
+		}
+		return s, nil
+	default:
+		return r.findPrefix(ctx, system, ref)
+	}
+}
+
+func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, error) {
+	if system == "" {
+		return nil, fmt.Errorf("find the latest snapshot: of which system?: %w", dr.ErrUsage)
+	}
+	claims, err := r.claims(ctx, system)
+	if err != nil {
+		return nil, err
+	}
+	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
+	names, err := r.st.Tags(ctx, prefix)
+	if err != nil {
+		return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+	}
+	tags, problems := parseTags(names)
+	if err := r.hosts.load(ctx); err != nil {
+		return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+	}
+	// The highest numbers come first: the one looked for is nearly always there.
+	slices.Reverse(tags)
+	var seen []*Snapshot
+	for batch := range slices.Chunk(tags, listParallel) {
+		found, bad, err := readAll(ctx, batch, r.snapshot)
+		if err != nil {
+			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+		}
+		problems = append(problems, bad...)
+		if len(seen) == 0 && len(found) > 0 {
+			if err := r.checkMark(prefix, found[0].Number); err != nil {
+				return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+			}
+		}
+		seen = append(seen, found...)
+		if s := head(withoutBase(claims), found); s != nil {
+			return s, nil
+		}
+	}
+	if s := head(claims, seen); s != nil {
+		return s, nil
+	}
+	if len(seen) == 0 {
+		if err := r.checkMark(prefix, 0); err != nil {
+			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+		}
+	}
+	err = fmt.Errorf("system %s has no snapshot: %w", system, dr.ErrNotFound)
+	if n := len(claims); n > 0 && claims[n-1].Base != nil {
+		err = fmt.Errorf("the newest epoch of system %s builds on snapshot %s, which is not there: %w", system, claims[n-1].Base.Short(), dr.ErrNotFound)
+	}
+	return nil, withProblems(err, problems)
+}
+
+// head picks the snapshot that fence.Head names, nil for none.
+func head(claims []fence.Claim, snaps []*Snapshot) *Snapshot {
+	var short []fence.Snap
+	for _, s := range snaps {
+		short = append(short, fence.Snap{ID: s.ID, Number: s.Number, Epoch: s.Epoch, Host: s.Host, Kind: s.Kind})
+	}
+	id, ok := fence.Head(claims, short)
+	var best *Snapshot
+	for _, s := range snaps {
+		if ok && s.ID == id && (best == nil || s.Number > best.Number) {
+			best = s
+		}
+	}
+	return best
+}
+
+// withoutBase leaves the base of the newest claim out: it counts only once
+// every snapshot was looked at.
+func withoutBase(claims []fence.Claim) []fence.Claim {
+	out := slices.Clone(claims)
+	if n := len(out); n > 0 {
+		out[n-1].Base = nil
+	}
+	return out
+}
+
+// withProblems adds to an error what did not verify on the way.
+func withProblems(err error, problems []Problem) error {
+	if len(problems) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (%d tags do not verify; the first: %w)", err, len(problems), problems[0].Err)
+}
+
+// claims reads the epoch records of a system, oldest first.
+func (r *Repo) claims(ctx context.Context, system dr.System) ([]fence.Claim, error) {
+	recs, err := r.ListRecords(ctx, Tag{Class: ClassEpoch, System: system}.prefix())
+	if err != nil {
+		return nil, err
+	}
+	var out []fence.Claim
+	for _, rec := range recs {
+		var c fence.Claim
+		if err := json.Unmarshal(rec.Body, &c); err != nil || c.System != system || dr.Number(c.Epoch) != rec.Number || c.Host != rec.Host {
+			return nil, fmt.Errorf("epoch record %s does not fit its place: %w", rec.Tag, dr.ErrTampered)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+func (r *Repo) findPrefix(ctx context.Context, system dr.System, ref string) (*Snapshot, error) {
+	if strings.Trim(ref, "0123456789abcdef") != "" || len(ref) < minPrefix || len(ref) > 64 {
+		return nil, fmt.Errorf("find snapshot %q: want latest, #NUMBER, or at least %d hexadecimal digits of an id: %w", ref, minPrefix, dr.ErrUsage)
+	}
+	snaps, problems, err := r.Snapshots(ctx, system)
+	if err != nil {
+		return nil, err
+	}
+	var found []*Snapshot
+	for i := range snaps {
+		if strings.HasPrefix(snaps[i].ID.String(), ref) {
+			found = append(found, &snaps[i])
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return nil, withProblems(fmt.Errorf("no snapshot begins with %s: %w", ref, dr.ErrNotFound), problems)
+	default:
+		var names []string
+		for _, s := range found {
+			names = append(names, fmt.Sprintf("%s (%s)", s.ID.Short(), s.Tag))
+		}
+		return nil, fmt.Errorf("%s fits %d snapshots: %s; give more digits: %w", ref, len(found), strings.Join(names, ", "), dr.ErrUsage)
+	}
+}

@@ -1,0 +1,374 @@
+package repo
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"github.com/google/renameio/v2"
+	"github.com/opencontainers/go-digest"
+	"github.com/zeebo/blake3"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/seal"
+)
+
+// pin is what a host remembers of a repository since it first used it
+// (docs/adr/0003). A repository that shows another is not the same one.
+type pin struct {
+	Location    string           `json:"location"`
+	Repo        dr.RepoID        `json:"repo"`
+	Fingerprint seal.Fingerprint `json:"fingerprint"`
+	// Witnesses recognise the data keys seen so far, by generation. Somebody
+	// who was removed knows the fixed keys, but not those of later generations.
+	Witnesses map[seal.Generation]string `json:"witnesses"`
+}
+
+// state is what a host remembers locally of a repository. Losing it loses no
+// snapshot: it guards (pins, marks) and saves work (pending, read). Safe for
+// concurrent use, also by several processes. Without a directory it is kept in
+// memory.
+type state struct {
+	base string // "" means memory
+	dir  string // of this repository, below base
+
+	mu      sync.Mutex
+	mem     map[string]dr.Number // marks
+	pending map[digest.Digest]dr.System
+	read    map[digest.Digest][]byte
+	lost    map[digest.Digest]bool
+}
+
+func newState(base string) *state {
+	return &state{base: base, mem: map[string]dr.Number{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}}
+}
+
+// use chooses the directory of a repository.
+func (s *state) use(id dr.RepoID) error {
+	if s.base == "" {
+		return nil
+	}
+	s.dir = filepath.Join(s.base, "repositories", id.String())
+	for _, d := range []string{"pending", "read", "lost"} {
+		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
+			return fmt.Errorf("local state: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *state) pinFile(location string) string {
+	sum := blake3.Sum256([]byte(location))
+	return filepath.Join(s.base, "pins", hex.EncodeToString(sum[:16])+".json")
+}
+
+// loadPin returns the pin of a location, nil when it was never used.
+func (s *state) loadPin(location string) (*pin, error) {
+	if s.base == "" {
+		return nil, nil
+	}
+	name := s.pinFile(location)
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("local state: %w", err)
+	}
+	var p pin
+	if err := json.Unmarshal(b, &p); err != nil {
+		return nil, fmt.Errorf("local state: %s is damaged (%w); compare the fingerprint in the recovery kit, then delete the file", name, err)
+	}
+	return &p, nil
+}
+
+// savePin remembers a repository, durably.
+func (s *state) savePin(p pin) error {
+	if s.base == "" {
+		return nil
+	}
+	name := s.pinFile(p.Location)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return writeFile(name, b)
+}
+
+// writeFile replaces a file, durably: whole or not at all.
+func writeFile(name string, b []byte) error {
+	dir := filepath.Dir(name)
+	if err := renameio.WriteFile(name, b, 0o600, renameio.WithTempDir(dir)); err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return nil
+}
+
+// locked runs fn while no other process changes this repository's state.
+func (s *state) locked(fn func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		return fn()
+	}
+	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	defer func() { _ = f.Close() }() // which also unlocks
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("local state: lock %s: %w", f.Name(), err)
+	}
+	return fn()
+}
+
+// loadMarks reads the marks; the caller holds the lock.
+func (s *state) loadMarks() (map[string]dr.Number, error) {
+	if s.dir == "" {
+		return s.mem, nil
+	}
+	name := filepath.Join(s.dir, "marks.json")
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return map[string]dr.Number{}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("local state: %w", err)
+	}
+	m := map[string]dr.Number{}
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("local state: %s is damaged (%w); delete it to trust what the repository shows now", name, err)
+	}
+	return m, nil
+}
+
+// mark returns the highest number ever seen under a tag prefix, 0 for none.
+func (s *state) mark(prefix string) (n dr.Number, err error) {
+	err = s.locked(func() error {
+		m, err := s.loadMarks()
+		n = m[prefix]
+		return err
+	})
+	return n, err
+}
+
+// raise remembers that numbers were seen under tag prefixes.
+func (s *state) raise(seen map[string]dr.Number) error {
+	return s.locked(func() error {
+		m, err := s.loadMarks()
+		if err != nil {
+			return err
+		}
+		changed := false
+		for prefix, n := range seen {
+			if n > m[prefix] {
+				m[prefix], changed = n, true
+			}
+		}
+		if !changed || s.dir == "" {
+			return nil
+		}
+		b, err := json.Marshal(m)
+		if err != nil {
+			return fmt.Errorf("local state: %w", err)
+		}
+		return writeFile(filepath.Join(s.dir, "marks.json"), b)
+	})
+}
+
+// allMarks returns a copy of all marks.
+func (s *state) allMarks() (all map[string]dr.Number, err error) {
+	err = s.locked(func() error {
+		m, err := s.loadMarks()
+		all = maps.Clone(m)
+		return err
+	})
+	return all, err
+}
+
+// resetMarks forgets all marks.
+func (s *state) resetMarks() error {
+	return s.locked(func() error {
+		clear(s.mem)
+		if s.dir == "" {
+			return nil
+		}
+		return writeFile(filepath.Join(s.dir, "marks.json"), []byte("{}"))
+	})
+}
+
+// addPending notes a pack manifest of one's own that no snapshot of the system
+// names yet.
+func (s *state) addPending(d digest.Digest, system dr.System) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		s.pending[d] = system
+		return nil
+	}
+	return writeFile(filepath.Join(s.dir, "pending", d.Encoded()), []byte(system))
+}
+
+// dropPending forgets a pack manifest that a snapshot names or that is gone.
+func (s *state) dropPending(d digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.pending, d)
+	if s.dir == "" {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(s.dir, "pending", d.Encoded())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return nil
+}
+
+// listPending returns the pack manifests of interrupted runs and the systems
+// that they were for.
+func (s *state) listPending() (map[digest.Digest]dr.System, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		return maps.Clone(s.pending), nil
+	}
+	list, err := s.digestFiles("pending")
+	if err != nil {
+		return nil, err
+	}
+	out := map[digest.Digest]dr.System{}
+	for _, d := range list {
+		b, err := os.ReadFile(filepath.Join(s.dir, "pending", d.Encoded()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("local state: %w", err)
+		}
+		out[d] = dr.System(b)
+	}
+	return out, nil
+}
+
+// digestFiles lists the files of a directory that are named by a digest.
+func (s *state) digestFiles(dir string) ([]digest.Digest, error) {
+	list, err := os.ReadDir(filepath.Join(s.dir, dir))
+	if err != nil {
+		return nil, fmt.Errorf("local state: %w", err)
+	}
+	var out []digest.Digest
+	for _, e := range list {
+		// Leftovers of a write that was cut off are not digests.
+		if d := digest.NewDigestFromEncoded(digest.SHA256, e.Name()); d.Validate() == nil {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// setLost remembers whether a pack manifest was found not to be whole: then
+// nothing new relies upon it, and what it held is sent again.
+func (s *state) setLost(d digest.Digest, lost bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		s.lost[d] = lost
+		return nil
+	}
+	name := filepath.Join(s.dir, "lost", d.Encoded())
+	if lost {
+		return writeFile(name, nil)
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return nil
+}
+
+// listLost returns the pack manifests that were found not to be whole.
+func (s *state) listLost() (map[digest.Digest]bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		return maps.Clone(s.lost), nil
+	}
+	list, err := s.digestFiles("lost")
+	out := map[digest.Digest]bool{}
+	for _, d := range list {
+		out[d] = true
+	}
+	return out, err
+}
+
+// readBits loads which groups of a foreign pack manifest this host has read and
+// found to be what the index says: bit i for group i.
+func (s *state) readBits(d digest.Digest, groups int) (bits []uint64, err error) {
+	bits = make([]uint64, (groups+63)/64)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.read[d]
+	if s.dir != "" {
+		b, err = os.ReadFile(filepath.Join(s.dir, "read", d.Encoded()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("local state: %w", err)
+		}
+	}
+	b, ok := checkSum(b)
+	if !ok || len(b) != 8*len(bits) {
+		return bits, nil // nothing known: it costs reading again
+	}
+	for i := range bits {
+		bits[i] = binary.LittleEndian.Uint64(b[8*i:])
+	}
+	return bits, nil
+}
+
+// mergeReadBits adds to what is remembered.
+func (s *state) mergeReadBits(d digest.Digest, groups int, bits []uint64) error {
+	have, err := s.readBits(d, groups)
+	if err != nil {
+		return err
+	}
+	var b []byte
+	for i := range have {
+		b = binary.LittleEndian.AppendUint64(b, have[i]|bits[i])
+	}
+	b = addSum(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		s.read[d] = b
+		return nil
+	}
+	return writeFile(filepath.Join(s.dir, "read", d.Encoded()), b)
+}
+
+// addSum and checkSum guard the bits against a damaged disk: a bit that flips
+// would count a group as read that was not.
+func addSum(b []byte) []byte {
+	sum := blake3.Sum256(b)
+	return append(b, sum[:8]...)
+}
+
+func checkSum(b []byte) ([]byte, bool) {
+	if len(b) < 8 {
+		return nil, false
+	}
+	body := b[:len(b)-8]
+	sum := blake3.Sum256(body)
+	return body, string(sum[:8]) == string(b[len(b)-8:])
+}
