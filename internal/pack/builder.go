@@ -16,6 +16,8 @@ const (
 	HeaderSize = 4 + 1 + 4 + seal.SaltSize
 	// TargetSize is the size, in bytes, above which a pack is not filled further.
 	TargetSize = 16 << 20
+	// BufferSize is the room for a pack with its padding.
+	BufferSize = TargetSize + TargetSize/16
 	// MaxSize is the largest pack that is accepted.
 	MaxSize = 64 << 20
 	// MaxPacks is the largest number of packs of one pack manifest.
@@ -76,7 +78,8 @@ type Builder struct {
 	info Info
 }
 
-// NewBuilder begins a pack in buf, whose memory is used as far as it reaches.
+// NewBuilder begins a pack in buf. When its memory does not suffice it is
+// exchanged once, for one of BufferSize.
 func NewBuilder(r *seal.Ring, buf []byte) (*Builder, error) {
 	h := Header{Generation: r.Generation(), Salt: seal.NewSalt()}
 	a, err := r.Pack(h.Generation, h.Salt)
@@ -103,6 +106,9 @@ func (b *Builder) Add(payload []byte, units []dr.UnitRef) {
 	var plain uint32
 	for _, u := range units {
 		plain += u.Len
+	}
+	if n := len(b.buf) + len(payload) + seal.Overhead; n > cap(b.buf) {
+		b.buf = append(make([]byte, 0, max(BufferSize, n+n/16)), b.buf...)
 	}
 	off := len(b.buf)
 	nonce := seal.CounterNonce(0, uint64(len(b.info.Groups)))

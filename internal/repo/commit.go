@@ -283,7 +283,7 @@ func (w *Writer) afterwards(ctx context.Context, snap *Snapshot, needs []*source
 		r.log.Warn("local state", "error", err)
 	}
 	for d, system := range pending {
-		if system != snap.System && !slices.Contains(snap.Needs, d) {
+		if system != "" && system != snap.System && !slices.Contains(snap.Needs, d) {
 			continue
 		}
 		if err := r.state.dropPending(d); err != nil {

@@ -3,10 +3,14 @@ package repo_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
@@ -128,4 +132,18 @@ func mustHold(t testing.TB, r *repo.Repo, s *repo.Snapshot, units [][]byte) {
 			t.Fatalf("%s: unit %d is not what was put", s.Tag, i)
 		}
 	}
+}
+
+// layersOf returns the digests of the layers of a manifest.
+func layersOf(t testing.TB, body []byte) []digest.Digest {
+	t.Helper()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		t.Fatal(err)
+	}
+	var out []digest.Digest
+	for _, l := range m.Layers {
+		out = append(out, l.Digest)
+	}
+	return out
 }

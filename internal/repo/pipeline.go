@@ -13,9 +13,6 @@ import (
 	"lifeboat/internal/pack"
 )
 
-// packBuffer is the room for one pack with its padding.
-const packBuffer = pack.TargetSize + pack.TargetSize/16
-
 // finished is a pack on its way to the registry.
 type finished struct {
 	blob []byte
@@ -107,7 +104,7 @@ func (w *Writer) buffer() []byte {
 	case b := <-w.bufs:
 		return b
 	default:
-		return make([]byte, 0, packBuffer)
+		return make([]byte, 0, pack.GroupSize) // grows once if need be
 	}
 }
 
@@ -140,7 +137,7 @@ func (w *Writer) sendPack(f finished) error {
 	if err != nil {
 		return fmt.Errorf("send pack %s: %w", d, err)
 	}
-	if cap(f.blob) >= packBuffer {
+	if cap(f.blob) == pack.BufferSize {
 		select {
 		case w.bufs <- f.blob[:0]:
 		default:

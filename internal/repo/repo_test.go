@@ -245,7 +245,7 @@ func TestAnyHistoryReadsBack(t *testing.T) {
 			units [][]byte
 		}
 		var history []taken
-		for range rapid.IntRange(1, 5).Draw(rt, "snapshots") {
+		for range rapid.IntRange(1, 4).Draw(rt, "snapshots") {
 			r := hosts[rapid.IntRange(0, 1).Draw(rt, "host")]
 			o := repo.WriterOptions{System: rapid.SampledFrom([]dr.System{"shop", "blog"}).Draw(rt, "system")}
 			if rapid.Bool().Draw(rt, "parent") {
@@ -261,7 +261,7 @@ func TestAnyHistoryReadsBack(t *testing.T) {
 			w.SetLimits(int64(rapid.IntRange(1, 2<<20).Draw(rt, "limit")), 1<<30, rapid.IntRange(2, 5).Draw(rt, "needs"), 1<<40)
 			var refs []dr.UnitRef
 			var units [][]byte
-			for _, i := range rapid.SliceOfN(rapid.IntRange(0, len(pool)-1), 1, 80).Draw(rt, "units") {
+			for _, i := range rapid.SliceOfN(rapid.IntRange(0, len(pool)-1), 1, 40).Draw(rt, "units") {
 				if rapid.IntRange(0, 30).Draw(rt, "flush") == 0 {
 					if err := w.Flush(t.Context()); err != nil {
 						rt.Fatal(err)

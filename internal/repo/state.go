@@ -122,6 +122,23 @@ func writeFile(name string, b []byte) error {
 	return nil
 }
 
+// writeHint replaces a file, whole or not at all, unless the power fails: what it
+// holds only saves work, and its readers notice when it is cut off.
+func writeHint(name string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(name), ".hint-*") // mode 0600
+	if err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("local state: %w", err), os.Remove(f.Name()))
+	}
+	return nil
+}
+
 // locked runs fn while no other process changes this repository's state.
 func (s *state) locked(fn func() error) error {
 	s.mu.Lock()
@@ -224,7 +241,7 @@ func (s *state) addPending(d digest.Digest, system dr.System) error {
 		s.pending[d] = system
 		return nil
 	}
-	return writeFile(filepath.Join(s.dir, "pending", d.Encoded()), []byte(system))
+	return writeHint(filepath.Join(s.dir, "pending", d.Encoded()), []byte(system))
 }
 
 // dropPending forgets a pack manifest that a snapshot names or that is gone.
@@ -291,7 +308,7 @@ func (s *state) setLost(d digest.Digest, lost bool) error {
 	}
 	name := filepath.Join(s.dir, "lost", d.Encoded())
 	if lost {
-		return writeFile(name, nil)
+		return writeHint(name, nil)
 	}
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("local state: %w", err)
@@ -354,7 +371,7 @@ func (s *state) mergeReadBits(d digest.Digest, groups int, bits []uint64) error 
 		s.read[d] = b
 		return nil
 	}
-	return writeFile(filepath.Join(s.dir, "read", d.Encoded()), b)
+	return writeHint(filepath.Join(s.dir, "read", d.Encoded()), b)
 }
 
 // addSum and checkSum guard the bits against a damaged disk: a bit that flips
