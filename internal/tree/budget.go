@@ -1,0 +1,114 @@
+package tree
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultBudget is the memory for secured bytes of one system, in bytes.
+const DefaultBudget = 128 << 20
+
+// budgetSegment is how much of a budget is mapped at a time.
+const budgetSegment = 8 << 20
+
+// Budget is memory for what is secured while frozen, shared by all trees of a
+// system. It lies outside the garbage-collected heap and is mapped before the
+// freeze, so that taking from it costs a copy and no more. Safe for concurrent
+// use.
+type Budget struct {
+	limit int64
+
+	mu       sync.Mutex
+	segments [][]byte
+	cur, off int
+	holders  int // captures that may hold parts
+}
+
+// NewBudget returns a budget of limit bytes, DefaultBudget if limit is not
+// positive. No memory is taken yet.
+func NewBudget(limit int64) *Budget {
+	if limit <= 0 {
+		limit = DefaultBudget
+	}
+	return &Budget{limit: limit}
+}
+
+// Prepare maps and touches memory for about n bytes, up to the limit. Called
+// before the freeze with an estimate; more is mapped when it is needed.
+func (b *Budget) Prepare(n int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for int64(len(b.segments))*budgetSegment < min(n, b.limit) {
+		if err := b.mapMore(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *Budget) mapMore() error {
+	size := min(budgetSegment, b.limit-int64(len(b.segments))*budgetSegment)
+	if size <= 0 {
+		return unix.ENOMEM
+	}
+	m, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("map memory for secured bytes: %w", err)
+	}
+	b.segments = append(b.segments, m)
+	return nil
+}
+
+// take returns memory for n bytes in one or more parts, or nil when that would
+// pass the limit.
+func (b *Budget) take(n int64) [][]byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	free := b.limit - int64(b.cur)*budgetSegment - int64(b.off)
+	if n > free {
+		return nil
+	}
+	var parts [][]byte
+	for n > 0 {
+		if b.cur == len(b.segments) {
+			if b.mapMore() != nil {
+				// No memory is the same as no budget. What was taken so far
+				// stays unused until release.
+				return nil
+			}
+		}
+		seg := b.segments[b.cur]
+		k := min(int64(len(seg)-b.off), n)
+		if k > 0 {
+			parts = append(parts, seg[b.off:b.off+int(k):b.off+int(k)])
+			b.off += int(k)
+			n -= k
+		}
+		if b.off == len(seg) {
+			b.cur, b.off = b.cur+1, 0
+		}
+	}
+	return parts
+}
+
+// hold and release count the trees that use the budget; with the last one the
+// memory goes back to the system.
+func (b *Budget) hold() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.holders++
+}
+
+func (b *Budget) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.holders--; b.holders > 0 {
+		return
+	}
+	for _, m := range b.segments {
+		_ = unix.Munmap(m)
+	}
+	b.segments, b.cur, b.off = nil, 0, 0
+}
