@@ -12,18 +12,10 @@ import (
 // tag under which each image is offered.
 const tag = "snapshot"
 
-// Media types of the manifests made here. All engines since 1.10 take them,
-// and the type of the layers says that they are not compressed.
-const (
-	typeManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	typeConfig   = "application/vnd.docker.container.image.v1+json"
-	typeLayer    = "application/vnd.docker.image.rootfs.diff.tar"
-)
-
 // image is what is offered under one name.
 type image struct {
 	name      string
-	served    Served
+	handover  layer.Handover
 	root      layer.Digest
 	manifests map[layer.Digest]document
 	blobs     map[layer.Digest]blob
@@ -47,17 +39,19 @@ func newImage(ctx context.Context, src layer.Source, rec *layer.ImageRecord, con
 		manifests: map[layer.Digest]document{},
 		blobs:     map[layer.Digest]blob{},
 	}
-	form, same, why := layer.FormFor(rec, containerdStore)
-	img.served = Served{SameID: same, Why: why}
+	var err error
+	if img.handover, err = layer.HandoverTo(rec, containerdStore); err != nil {
+		return nil, err
+	}
 	config, err := layer.ReadObject(ctx, src, &rec.Config)
 	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	img.blobs[rec.Config.Digest] = bytesBlob(config)
-	if form == layer.FormTarget {
+	if img.handover.Form == layer.FormTarget && rec.Target != nil {
 		err = img.original(ctx, src, rec)
 	} else {
-		err = img.made(src, rec, containerdStore)
+		err = img.made(src, rec)
 	}
 	return img, err
 }
@@ -72,7 +66,6 @@ func bytesBlob(data []byte) blob {
 // original offers what the record's engine had.
 func (img *image) original(ctx context.Context, src layer.Source, rec *layer.ImageRecord) error {
 	img.root = rec.Target.Digest
-	img.served.EngineID = img.root
 	for i := range rec.Objects {
 		o := &rec.Objects[i]
 		data, err := layer.ReadObject(ctx, src, o)
@@ -111,34 +104,18 @@ func mediaType(o *layer.Object, rec *layer.ImageRecord, data []byte) string {
 }
 
 // made offers a manifest of our own over the uncompressed layers.
-func (img *image) made(src layer.Source, rec *layer.ImageRecord, containerdStore bool) error {
-	type descriptor struct {
-		MediaType string       `json:"mediaType"`
-		Size      int64        `json:"size"`
-		Digest    layer.Digest `json:"digest"`
+func (img *image) made(src layer.Source, rec *layer.ImageRecord) error {
+	d, data, err := layer.MadeManifest(rec)
+	if err != nil {
+		return err
 	}
-	manifest := struct {
-		SchemaVersion int          `json:"schemaVersion"`
-		MediaType     string       `json:"mediaType"`
-		Config        descriptor   `json:"config"`
-		Layers        []descriptor `json:"layers"`
-	}{2, typeManifest, descriptor{typeConfig, rec.Config.Size, rec.Config.Digest}, []descriptor{}}
+	img.root = d.Digest
+	img.manifests[d.Digest] = document{mediaType: d.MediaType, data: data}
 	for i := range rec.Layers {
 		l := &rec.Layers[i]
-		manifest.Layers = append(manifest.Layers, descriptor{typeLayer, l.Size, l.DiffID})
 		img.blobs[l.DiffID] = blob{size: l.Size, write: func(ctx context.Context, w io.Writer) error {
 			return layer.WriteLayer(ctx, src, l, w)
 		}}
-	}
-	data, err := json.Marshal(manifest)
-	if err != nil {
-		return fmt.Errorf("make manifest: %w", err)
-	}
-	img.root = layer.DigestOf(data)
-	img.manifests[img.root] = document{mediaType: typeManifest, data: data}
-	img.served.EngineID = rec.Config.Digest
-	if containerdStore {
-		img.served.EngineID = img.root
 	}
 	return nil
 }

@@ -63,11 +63,7 @@ type Server struct {
 type Served struct {
 	// Ref is what to pull: host:port/name:tag.
 	Ref string
-	// EngineID is the id that the engine gives the image.
-	EngineID layer.Digest
-	// SameID is false where that is not the id of the record; Why tells the reason.
-	SameID bool
-	Why    string
+	layer.Handover
 }
 
 // Serve starts a registry with the given images. It ends when ctx does or with
@@ -148,9 +144,7 @@ func (s *Server) Image(id layer.Digest) (Served, error) {
 	if !ok {
 		return Served{}, fmt.Errorf("image %s is not served: %w", id, dr.ErrNotFound)
 	}
-	served := img.served
-	served.Ref = s.addr + "/" + img.name + ":" + tag
-	return served, nil
+	return Served{Ref: s.addr + "/" + img.name + ":" + tag, Handover: img.handover}, nil
 }
 
 // Close ends all transfers, closes the listener and waits until nothing of the

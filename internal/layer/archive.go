@@ -19,32 +19,6 @@ type ArchiveImage struct {
 	Tags []string
 }
 
-// Form is how images are handed to an engine.
-type Form uint8
-
-const (
-	// FormConfig is for engines that name an image by its configuration:
-	// uncompressed layers, named by diff id.
-	FormConfig Form = iota + 1
-	// FormTarget is for engines with the containerd image store: manifests and
-	// stored layers as they were captured.
-	FormTarget
-)
-
-// FormFor chooses the form for an engine, and says whether the engine will
-// give the image the id it had, or why not.
-func FormFor(rec *ImageRecord, containerdStore bool) (form Form, sameID bool, why string) {
-	switch {
-	case containerdStore && rec.Target != nil:
-		return FormTarget, true, ""
-	case containerdStore:
-		return FormConfig, false, "the image was captured from an engine without the containerd image store, which names images by their configuration; this one names them by manifest"
-	case rec.Target != nil:
-		return FormConfig, false, "the image was captured from an engine with the containerd image store, which names images by manifest; this one names them by their configuration"
-	}
-	return FormConfig, true, ""
-}
-
 // WriteArchive writes an archive for `docker load` with the given images to w,
 // streaming: what is in it is read, checked and written in one pass. Layers
 // that images share are written once. An archive cut short by an error must
@@ -151,14 +125,20 @@ func (a *archiveWriter) targetForm(images []ArchiveImage) error {
 	}{2, "application/vnd.oci.image.index.v1+json", []Descriptor{}}
 	for _, img := range images {
 		rec := img.Record
-		if rec.Target == nil {
-			return fmt.Errorf("image %s has no manifest, it was captured from an engine without the containerd image store: write it in the other form: %w", rec.ID, dr.ErrUsage)
+		target, made, err := targetOf(rec)
+		if err != nil {
+			return err
 		}
-		named, err := targetNames(*rec.Target, img.Tags)
+		named, err := targetNames(target, img.Tags)
 		if err != nil {
 			return err
 		}
 		index.Manifests = append(index.Manifests, named...)
+		if made != nil {
+			if err := a.bytes(blobName(target.Digest), made); err != nil {
+				return err
+			}
+		}
 		if err := a.object(blobName(rec.Config.Digest), &rec.Config); err != nil {
 			return err
 		}
@@ -170,7 +150,11 @@ func (a *archiveWriter) targetForm(images []ArchiveImage) error {
 		for _, list := range [][]Layer{rec.Layers, rec.Others} {
 			for i := range list {
 				l := &list[i]
-				err := a.member(blobName(l.Blob.Digest), l.Blob.Size, func(w io.Writer) error { return WriteBlob(a.ctx, a.src, l, w) })
+				name, size, write := blobName(l.DiffID), l.Size, WriteLayer
+				if made == nil {
+					name, size, write = blobName(l.Blob.Digest), l.Blob.Size, WriteBlob
+				}
+				err := a.member(name, size, func(w io.Writer) error { return write(a.ctx, a.src, l, w) })
 				if err != nil {
 					return err
 				}

@@ -692,33 +692,46 @@ func TestArchiveRoundTrip(t *testing.T) {
 			}
 		})
 	}
-	t.Run("no manifest to write", func(t *testing.T) {
+	t.Run("with a manifest made", func(t *testing.T) {
 		st := layertest.New()
 		rec := captureOne(t, st, tarball(legacy(img1)...), layer.DigestOf(img1.config))
-		err := layer.WriteArchive(t.Context(), io.Discard, st, layer.FormTarget, layer.ArchiveImage{Record: rec})
-		if !errors.Is(err, dr.ErrUsage) {
-			t.Errorf("got %v", err)
+		h, err := layer.HandoverTo(rec, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := layer.WriteArchive(t.Context(), &out, st, h.Form, layer.ArchiveImage{Record: rec}); err != nil {
+			t.Fatal(err)
+		}
+		again := captureOne(t, st, out.Bytes(), h.EngineID)
+		if again.Config.Digest != rec.Config.Digest || len(again.Layers) != len(rec.Layers) {
+			t.Errorf("got %+v", again)
 		}
 	})
 }
 
-func TestFormFor(t *testing.T) {
+func TestHandover(t *testing.T) {
 	t.Parallel()
-	config, target := &layer.ImageRecord{}, &layer.ImageRecord{Target: &layer.Descriptor{}}
+	config := &layer.ImageRecord{ID: "c", Config: layer.Object{Digest: "c"}}
+	target := &layer.ImageRecord{ID: "t", Config: layer.Object{Digest: "c"}, Target: &layer.Descriptor{Digest: "t"}}
+	_, made, err := layer.MadeManifest(config)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		rec        *layer.ImageRecord
 		containerd bool
 		form       layer.Form
-		same       bool
+		id         layer.Digest
 	}{
-		{config, false, layer.FormConfig, true},
-		{config, true, layer.FormConfig, false},
-		{target, true, layer.FormTarget, true},
-		{target, false, layer.FormConfig, false},
+		{config, false, layer.FormConfig, "c"},
+		{config, true, layer.FormTarget, layer.DigestOf(made)},
+		{target, true, layer.FormTarget, "t"},
+		{target, false, layer.FormConfig, "c"},
 	} {
-		form, same, why := layer.FormFor(tt.rec, tt.containerd)
-		if form != tt.form || same != tt.same || (why == "") != same {
-			t.Errorf("target %t, containerd %t: %v, %t, %q", tt.rec.Target != nil, tt.containerd, form, same, why)
+		h, err := layer.HandoverTo(tt.rec, tt.containerd)
+		if err != nil || h.Form != tt.form || h.EngineID != tt.id || h.SameID != (tt.id == tt.rec.ID) || (h.Why == "") != h.SameID {
+			t.Errorf("target %t, containerd %t: %+v, %v", tt.rec.Target != nil, tt.containerd, h, err)
 		}
 	}
 }
