@@ -90,8 +90,7 @@ func (e *Engine) Volume(ctx context.Context, name string) (VolumeState, error) {
 	if err != nil {
 		return VolumeState{}, failed("inspect volume "+name, err)
 	}
-	v := res.Volume
-	return VolumeState{Volume: dr.Volume{Name: v.Name, Driver: v.Driver, Options: v.Options, Labels: v.Labels}, Mountpoint: v.Mountpoint}, nil
+	return VolumeState{Volume: describeVolume(res.Volume), Mountpoint: res.Volume.Mountpoint}, nil
 }
 
 // CreateVolume makes a volume with its driver, options and labels, with labels

@@ -156,6 +156,10 @@ func normaliseDefaults(f facts, host object) {
 	if host.text("CgroupnsMode") == def {
 		host.set("CgroupnsMode", "")
 	}
+	var restart RestartPolicy
+	if _ = host.read("RestartPolicy", &restart); restart.Name == "" {
+		host.set("RestartPolicy", RestartPolicy{Name: "no"}) // the same, said so by newer engines
+	}
 	if !host.empty("ContainerIDFile") {
 		host.set("ContainerIDFile", "")
 	}

@@ -57,10 +57,8 @@ func (e *Engine) discoverVolumes(ctx context.Context, sel Selector, cs []inspect
 		delete(want, v.Name)
 		st.volumes[v.Name] = v
 		_, labelled := v.Labels[anonymousLabel]
-		vol := Volume{Volume: dr.Volume{
-			Name: v.Name, Driver: v.Driver, Options: v.Options, Labels: v.Labels,
-			Anonymous: labelled || anonymousName.MatchString(v.Name) && len(v.Labels) == 0,
-		}}
+		vol := Volume{Volume: describeVolume(v)}
+		vol.Anonymous = labelled || anonymousName.MatchString(v.Name) && len(v.Labels) == 0
 		vol.UsedBy = outsiders(all, inSystem, func(m container.MountPoint) bool { return m.Type == "volume" && m.Name == v.Name })
 		out = append(out, vol)
 	}
@@ -72,10 +70,23 @@ func (e *Engine) discoverVolumes(ctx context.Context, sel Selector, cs []inspect
 		}
 		v := res.Volume
 		st.volumes[name] = v
-		out = append(out, Volume{Volume: dr.Volume{Name: name, Driver: v.Driver, Options: v.Options, Labels: v.Labels}})
+		out = append(out, Volume{Volume: describeVolume(v)})
 	}
 	slices.SortFunc(out, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) })
 	return out, st, nil
+}
+
+// describeVolume is a volume as a create request has it; nothing and an empty
+// map are the same.
+func describeVolume(v volume.Volume) dr.Volume {
+	out := dr.Volume{Name: v.Name, Driver: v.Driver}
+	if len(v.Options) > 0 {
+		out.Options = v.Options
+	}
+	if len(v.Labels) > 0 {
+		out.Labels = v.Labels
+	}
+	return out
 }
 
 // outsiders lists the containers outside the system of which a mount fits.
