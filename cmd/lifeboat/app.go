@@ -26,13 +26,16 @@ const envLog = "LIFEBOAT_LOG"
 type app struct {
 	process
 	flags struct {
-		config, repo               string
-		json, quiet, yes, insecure bool
+		config, repo                         string
+		json, quiet, yes, insecure, kitStdin bool
 	}
 	started bool // the command's own code has begun
 	printer *ui.Printer
 	log     *slog.Logger
 	cfg     *config.Config
+	// kitSrc and stdinSrc stand for the settings where a recovery kit, or what a
+	// helper was given, says what opens the repository.
+	kitSrc, stdinSrc *source
 }
 
 func newApp(p process) *app {

@@ -35,6 +35,10 @@ func outcomeOf(ctx context.Context, err error) outcome {
 	if err == nil {
 		return outcome{codeDone, "done"}
 	}
+	var helper passedOn
+	if errors.As(err, &helper) {
+		return outcome{helper.code, "helper"}
+	}
 	cause := context.Cause(ctx)
 	interrupted := errors.Is(cause, errInterrupted) && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted))
 	for _, o := range []struct {

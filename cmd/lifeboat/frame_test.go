@@ -125,7 +125,7 @@ func TestOutcomes(t *testing.T) {
 func TestSignals(t *testing.T) {
 	for _, s := range []unix.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP} {
 		exits := make(chan int, 1)
-		ctx, release := interruptible(t.Context(), func(code int) { exits <- code })
+		ctx, release := interruptible(t.Context(), func(code int) { exits <- code }, nil)
 		send := func(s unix.Signal) {
 			t.Helper()
 			if err := unix.Kill(os.Getpid(), s); err != nil {
@@ -147,7 +147,7 @@ func TestSignals(t *testing.T) {
 		}
 		release()
 	}
-	ctx, release := interruptible(t.Context(), func(int) { t.Error("exit") })
+	ctx, release := interruptible(t.Context(), func(int) { t.Error("exit") }, nil)
 	release()
 	if errors.Is(context.Cause(ctx), errInterrupted) {
 		t.Error("released as if interrupted")

@@ -53,13 +53,20 @@ the configuration file.`,
 	f.BoolVar(&a.flags.json, "json", a.flags.json, "answer with one JSON document")
 	f.BoolVarP(&a.flags.quiet, "quiet", "q", false, "no progress and no notes")
 	f.BoolVarP(&a.flags.yes, "yes", "y", false, "answer every question with yes")
+	f.BoolVar(&a.flags.kitStdin, "kit-stdin", false, "read a recovery kit from standard input (helper containers)")
+	_ = f.MarkHidden("kit-stdin")
 	f.BoolVar(&a.flags.insecure, "insecure", false, "allow plain HTTP to other than loopback addresses")
 	// The default in the help would be what was found on the command line.
 	f.Lookup("json").DefValue = "false"
 
 	registry := newRegistryCmd()
 	registry.GroupID = groupCare
-	root.AddCommand(registry, newVersionCmd(a), newCompletionCmd())
+	root.AddCommand(
+		newInitCmd(a), newProtectCmd(a), newSnapshotCmd(a), newSnapshotsCmd(a), newStatusCmd(a),
+		newFailoverCmd(a), newFailbackCmd(a), newSwitchoverCmd(a), newRecoverCmd(a), newRestoreCmd(a), newLsCmd(a),
+		newCheckCmd(a), newVerifyCmd(a), newKeyCmd(a), newKitCmd(a), newHostCmd(a), registry,
+		newVersionCmd(a), newCompletionCmd(),
+	)
 	root.SetHelpCommand(newHelpCmd())
 	return root
 }

@@ -25,6 +25,9 @@ type process struct {
 	out, err io.Writer
 	env      func(string) string
 	exit     func(code int) // ends the process at once
+	// gone is closed when whoever started this helper is no longer there; nil
+	// for any other process.
+	gone <-chan struct{}
 }
 
 // errInterrupted is the cause of a context that a signal ended.
@@ -32,7 +35,7 @@ var errInterrupted = errors.New("interrupted")
 
 // run is the whole command: it returns the exit code.
 func run(p process) int {
-	ctx, release := interruptible(context.Background(), p.exit)
+	ctx, release := interruptible(context.Background(), p.exit, p.gone)
 	defer release()
 	a := newApp(p)
 	root := newRootCmd(a)
@@ -57,7 +60,7 @@ func run(p process) int {
 //
 // SIGPIPE is taken so that a reader of our output that goes away does not kill
 // a failover half way.
-func interruptible(parent context.Context, exit func(int)) (ctx context.Context, release func()) {
+func interruptible(parent context.Context, exit func(int), gone <-chan struct{}) (ctx context.Context, release func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	pipe, stop, done := make(chan os.Signal, 1), make(chan os.Signal, 2), make(chan struct{})
 	signal.Notify(pipe, syscall.SIGPIPE)
@@ -74,6 +77,9 @@ func interruptible(parent context.Context, exit func(int)) (ctx context.Context,
 			case <-done:
 				return
 			case <-pipe:
+			case <-gone:
+				gone = nil
+				cancel(fmt.Errorf("%w: whoever started the helper is gone", errInterrupted))
 			case s := <-stop:
 				if !first {
 					exit(codeInterrupted)

@@ -41,6 +41,10 @@ type Options struct {
 	Current *catalog.Reader
 	Target  *catalog.Reader
 	Source  Source
+	// Keep chooses entries by path; the others are left as if the target did not
+	// have them and nothing were there. Nil keeps all. Directories above a kept
+	// entry must be kept.
+	Keep func(path string) bool
 	// Progress is told of bytes of file content that are as wanted now; may be
 	// nil. Calls may come from several goroutines.
 	Progress func(n int64)
@@ -149,7 +153,7 @@ func replaces(a, b *catalog.Entry) bool {
 // remove takes away what the target does not have or has as another thing.
 func (a *applier) remove(ctx context.Context) error {
 	gone := "" // directory that was removed as a whole
-	return merge(ctx, a.o.Current, a.o.Target, func(cur, want *catalog.Entry) error {
+	return a.merge(ctx, func(cur, want *catalog.Entry) error {
 		if cur == nil || gone != "" && catalog.Under(cur.Path, gone) {
 			return nil
 		}
@@ -175,7 +179,7 @@ func (a *applier) remove(ctx context.Context) error {
 // write creates and changes everything but the metadata of directories.
 func (a *applier) write(ctx context.Context) error {
 	a.win = window{a: a}
-	err := merge(ctx, a.o.Current, a.o.Target, func(cur, want *catalog.Entry) error {
+	err := a.merge(ctx, func(cur, want *catalog.Entry) error {
 		if want == nil {
 			return nil
 		}
@@ -287,7 +291,7 @@ func (a *applier) link(cur, want *catalog.Entry) error {
 // directories sets the metadata of directories, deepest first as far as it
 // matters: a directory's times change with its content only, which is done.
 func (a *applier) directories(ctx context.Context) error {
-	return merge(ctx, a.o.Current, a.o.Target, func(cur, want *catalog.Entry) error {
+	return a.merge(ctx, func(cur, want *catalog.Entry) error {
 		if want == nil || want.Type != catalog.Directory {
 			return nil
 		}
@@ -319,10 +323,19 @@ func (a *applier) sync(dir string) error {
 }
 
 // merge is catalog.Merge over readers of its own, so that calls can be nested.
-func merge(ctx context.Context, cur, want *catalog.Reader, fn func(cur, want *catalog.Entry) error) error {
+func (a *applier) merge(ctx context.Context, fn func(cur, want *catalog.Entry) error) error {
 	var c *catalog.Reader
-	if cur != nil {
-		c = cur.Clone()
+	if a.o.Current != nil {
+		c = a.o.Current.Clone()
 	}
-	return catalog.Merge(ctx, c, want.Clone(), fn)
+	return catalog.Merge(ctx, c, a.o.Target.Clone(), func(cur, want *catalog.Entry) error {
+		e := want
+		if e == nil {
+			e = cur
+		}
+		if a.o.Keep != nil && !a.o.Keep(e.Path) {
+			return nil
+		}
+		return fn(cur, want)
+	})
 }

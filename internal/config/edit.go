@@ -119,6 +119,29 @@ func SetTop(path, key, value string) (changed bool, err error) {
 	})
 }
 
+// SetRegistry writes how the registry is trusted (fingerprint or ca_file) into
+// the configuration file, with the same care and the same errors as AddSystem.
+func SetRegistry(path, fingerprint, caFile string) (changed bool, err error) {
+	values := map[string]string{}
+	if fingerprint != "" {
+		values["fingerprint"] = fingerprint
+	}
+	if caFile != "" {
+		values["ca_file"] = caFile
+	}
+	return edit(path, func(c *Config, text []byte) ([]byte, error) {
+		want := *c
+		want.Registry.Fingerprint, want.Registry.CAFile = fingerprint, caFile
+		if sameConfig(c, &want) {
+			return text, nil
+		}
+		if root, _ := parseNode(text); root != nil && has(root, "registry") {
+			return nil, fmt.Errorf("registry stands in %s already, with another fingerprint or ca_file; edit it there: %w", path, dr.ErrHeld)
+		}
+		return insertTop(text, "registry", values, &want)
+	})
+}
+
 // edit locks, reads, lets f make the new text, and replaces the file.
 func edit(path string, f func(c *Config, text []byte) ([]byte, error)) (bool, error) {
 	target, err := followLink(path)
@@ -319,7 +342,7 @@ func byHand(file, entry string) error { return handwork{file, strings.TrimRight(
 
 // insertTop puts a key after its commented example in the template, else
 // before the first key, else at the end.
-func insertTop(text []byte, key, value string, want *Config) ([]byte, error) {
+func insertTop(text []byte, key string, value any, want *Config) ([]byte, error) {
 	root, err := parseNode(text)
 	if err != nil {
 		return nil, err

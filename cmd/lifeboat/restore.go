@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/internal/apply"
+	"lifeboat/internal/catalog"
+	"lifeboat/internal/dr"
+	"lifeboat/internal/repo"
+	"lifeboat/internal/ui"
+)
+
+type restoreFlags struct{ volume, tree, path, to string }
+
+func newRestoreCmd(a *app) *cobra.Command {
+	var f restoreFlags
+	cmd := &cobra.Command{
+		Use:     "restore SYSTEM[@SNAPSHOT] --to DIR",
+		GroupID: groupRecover,
+		Short:   "Restore files of a snapshot into a directory",
+		Long: `Restore files of a snapshot into a new or empty directory: one volume, one tree,
+a path in it, or every tree of the system, each into a directory of its own.
+Without root, owners and devices that cannot be made are left out and named
+(exit code 3). Deletions in writable layers are not files and are left out.`,
+		Example: `  lifeboat restore shop --volume shop_uploads --to /tmp/uploads
+  lifeboat restore shop@5f0c12ab --volume shop_db --path mysql/ibdata1 --to /tmp/db
+  lifeboat restore shop --to /tmp/shop`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.runRestore(cmd.Context(), args[0], f) },
+	}
+	cmd.Flags().StringVar(&f.volume, "volume", "", "only this `VOLUME`")
+	cmd.Flags().StringVar(&f.tree, "tree", "", "only this `TREE`: volume:NAME, bind:/PATH or layer:CONTAINER")
+	cmd.Flags().StringVar(&f.path, "path", "", "only this `PATH` inside the volume or tree")
+	cmd.Flags().StringVar(&f.to, "to", "", "`DIR` to restore into; new or empty")
+	_ = cmd.MarkFlagRequired("to")
+	return cmd
+}
+
+// openRef opens SYSTEM[@SNAPSHOT].
+func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.Reader, *dr.Root, error) {
+	name, id, _ := strings.Cut(ref, "@")
+	sys, err := dr.ParseSystem(name)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if id == "" {
+		l, err := w.list(ctx, sys)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		for _, s := range l.Snapshots {
+			if s.Newest {
+				id = s.Snapshot.String()
+			}
+		}
+		if id == "" {
+			return nil, nil, nil, fmt.Errorf("the repository has no snapshot of system %q: %w", name, dr.ErrNotFound)
+		}
+	}
+	snap, err := w.repo.Find(ctx, sys, id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	rd, err := w.repo.NewReader(ctx, snap)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	root, err := rd.Root(ctx)
+	if err != nil {
+		rd.Close()
+		return nil, nil, nil, err
+	}
+	return snap, rd, root, nil
+}
+
+// pickTrees chooses trees of a root by the flags.
+func pickTrees(root *dr.Root, f restoreFlags) ([]dr.Tree, error) {
+	key := f.tree
+	if f.volume != "" {
+		key = "volume:" + f.volume
+	}
+	if key == "" && f.path != "" {
+		return nil, fmt.Errorf("--path needs --volume or --tree: %w", dr.ErrUsage)
+	}
+	if key == "" {
+		return root.Trees, nil
+	}
+	var keys []string
+	for _, t := range root.Trees {
+		if t.Key == key {
+			return []dr.Tree{t}, nil
+		}
+		keys = append(keys, t.Key)
+	}
+	return nil, fmt.Errorf("the snapshot has no tree %q; it has: %s: %w", key, strings.Join(keys, ", "), dr.ErrNotFound)
+}
+
+func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error {
+	w, err := a.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	snap, rd, root, err := w.openRef(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer rd.Close()
+	trees, err := pickTrees(root, f)
+	if err != nil {
+		return err
+	}
+	if err := emptyDir(f.to); err != nil {
+		return err
+	}
+	var denied []string
+	total := apply.Stats{}
+	for _, t := range trees {
+		dir := f.to
+		if len(trees) > 1 {
+			dir = filepath.Join(f.to, strings.ReplaceAll(strings.ReplaceAll(t.Key, "/", "_"), ":", "_"))
+		}
+		st, lost, err := a.restoreTree(ctx, rd, t, dir, strings.Trim(f.path, "/"))
+		if err != nil {
+			return ui.Explained{What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files", Next: []string{"remove " + f.to + " and run the command again"}, Err: err}
+		}
+		total.Created += st.Created
+		total.BytesWritten += st.BytesWritten
+		denied = append(denied, lost...)
+	}
+	ans := struct {
+		Snapshot dr.SnapshotID `json:"snapshot"`
+		Entries  int64         `json:"entries"`
+		Bytes    int64         `json:"bytes"`
+		Denied   []string      `json:"denied"`
+	}{snap.ID, total.Created, total.BytesWritten, append([]string{}, denied...)}
+	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: fmt.Sprint(ans.Entries)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
+	for _, d := range denied {
+		views = append(views, ui.Text("left out: "+d))
+	}
+	if err := a.UI().Answer(ans, views...); err != nil {
+		return err
+	}
+	if len(denied) > 0 {
+		return fmt.Errorf("%d attributes or entries could not be kept: %w", len(denied), dr.ErrPartial)
+	}
+	return nil
+}
+
+// emptyDir makes sure that nothing is overwritten.
+func emptyDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("directory to restore into: %w", err)
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("directory to restore into: %w", err)
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("directory %s is not empty; nothing was restored: %w", dir, dr.ErrHeld)
+	}
+	return nil
+}
+
+func (a *app) restoreTree(ctx context.Context, rd *repo.Reader, t dr.Tree, dir, path string) (apply.Stats, []string, error) {
+	target, err := catalog.Open(ctx, rd, t.Catalog)
+	if err != nil {
+		return apply.Stats{}, nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return apply.Stats{}, nil, err
+	}
+	first, err := target.Lookup(ctx, "")
+	if err != nil {
+		return apply.Stats{}, nil, err
+	}
+	var denied []string
+	task := a.UI().Progress().Bytes(t.Key, t.Bytes)
+	o := apply.Options{
+		Root: dir, Target: target, Source: rd, Progress: task.Add,
+		Denied: func(_ string, err error) { denied = append(denied, err.Error()) },
+	}
+	if first.Type != catalog.Directory {
+		o.File, o.Root = true, filepath.Join(dir, filepath.Base(t.Key))
+	}
+	if path != "" {
+		if _, err := target.Lookup(ctx, path); err != nil {
+			return apply.Stats{}, nil, fmt.Errorf("%s has no %q: %w", t.Key, path, errors.Join(dr.ErrNotFound, err))
+		}
+		o.Keep = func(p string) bool {
+			return p == "" || p == path || catalog.Under(p, path) || catalog.Under(path, p)
+		}
+		task.SetTotal(-1)
+	}
+	st, err := apply.Apply(ctx, o)
+	task.Done(err)
+	return st, denied, err
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/internal/capture"
+	"lifeboat/internal/config"
+	"lifeboat/internal/dr"
+	"lifeboat/internal/engine"
+	"lifeboat/internal/freeze"
+	"lifeboat/internal/quantity"
+	"lifeboat/internal/ui"
+)
+
+func newSnapshotCmd(a *app) *cobra.Command {
+	var all, divergent bool
+	cmd := &cobra.Command{
+		Use:     "snapshot SYSTEM",
+		GroupID: groupProtect,
+		Short:   "Take a snapshot of a system, or of all with --all",
+		Long: `Take a snapshot of a system: images, writable layers, volumes, bind mounts,
+networks, configuration, all of one instant. The system runs on; it is frozen
+only while what changed since the pre-copy is secured, at most freeze_max.
+
+If this site does not hold the system's epoch (a failover happened elsewhere)
+nothing is done and the exit code is 13. --divergent keeps what this site holds
+all the same, off the system's line of snapshots.`,
+		Example: `  lifeboat snapshot shop
+  lifeboat snapshot --all
+  lifeboat snapshot shop --json | jq .bytes_sent`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeSystems,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind := dr.KindCurrent
+			if divergent {
+				kind = dr.KindDivergent
+			}
+			if all == (len(args) == 1) {
+				return fmt.Errorf("name one system, or pass --all: %w", dr.ErrUsage)
+			}
+			if code, helped, err := a.viaHelper(cmd.Context()); helped {
+				return helperResult(code, err)
+			}
+			if all {
+				return a.snapshotAll(cmd.Context(), kind)
+			}
+			return a.snapshotOne(cmd.Context(), args[0], kind)
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "every system of the configuration, one after the other")
+	cmd.Flags().BoolVar(&divergent, "divergent", false, "keep what this site holds, off the line of snapshots")
+	return cmd
+}
+
+// snapshotAnswer is the JSON answer of snapshot; its keys are a contract.
+type snapshotAnswer struct {
+	Snapshot     dr.SnapshotID     `json:"snapshot"`
+	System       dr.System         `json:"system"`
+	Number       dr.Number         `json:"number"`
+	Epoch        dr.Epoch          `json:"epoch"`
+	Kind         dr.Kind           `json:"kind"`
+	Created      time.Time         `json:"created"`
+	Consistency  dr.Consistency    `json:"consistency"`
+	BytesScanned int64             `json:"bytes_scanned"`
+	BytesNew     int64             `json:"bytes_new"`
+	BytesSent    int64             `json:"bytes_sent"`
+	FreezeMS     float64           `json:"freeze_ms"`
+	ElapsedMS    int64             `json:"elapsed_ms"`
+	Coverage     []dr.CoverageItem `json:"coverage"`
+}
+
+func (a *app) snapshotOne(ctx context.Context, name string, kind dr.Kind) error {
+	w, err := a.open(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	ans, err := a.takeSnapshot(ctx, w, name, kind)
+	if err != nil {
+		return err
+	}
+	return a.UI().Answer(ans, snapshotView(ans), coverageGaps(ans.Coverage))
+}
+
+func (a *app) snapshotAll(ctx context.Context, kind dr.Kind) error {
+	w, err := a.open(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if len(w.cfg.Systems) == 0 {
+		return ui.Explained{What: "no system is protected here", State: "nothing was done", Next: []string{"lifeboat protect SYSTEM --project PROJECT"}, Err: dr.ErrNotFound}
+	}
+	type failed struct {
+		System dr.System `json:"system"`
+		Error  string    `json:"error"`
+	}
+	ans := struct {
+		Snapshots []snapshotAnswer `json:"snapshots"`
+		Failed    []failed         `json:"failed"`
+	}{[]snapshotAnswer{}, []failed{}}
+	var views []ui.View
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(w.cfg.Systems)) {
+		one, err := a.takeSnapshot(ctx, w, string(name), kind)
+		if err != nil {
+			ans.Failed = append(ans.Failed, failed{name, err.Error()})
+			errs = append(errs, fmt.Errorf("system %s: %w", name, err))
+			if ctx.Err() != nil {
+				break
+			}
+			continue
+		}
+		ans.Snapshots = append(ans.Snapshots, *one)
+		views = append(views, snapshotView(one))
+	}
+	if err := a.UI().Answer(ans, views...); err != nil {
+		return err
+	}
+	if len(errs) > 0 && len(ans.Snapshots) > 0 && ctx.Err() == nil {
+		errs = append(errs, dr.ErrPartial)
+	}
+	return errors.Join(errs...)
+}
+
+// takeSnapshot is one snapshot of a configured system.
+func (a *app) takeSnapshot(ctx context.Context, w *world, name string, kind dr.Kind) (*snapshotAnswer, error) {
+	sysName, err := dr.ParseSystem(name)
+	if err != nil {
+		return nil, err
+	}
+	sys, err := w.cfg.System(sysName)
+	if err != nil {
+		return nil, ui.Explained{What: err.Error(), State: "nothing was done", Next: []string{"lifeboat protect " + name + " --project PROJECT"}, Err: err}
+	}
+	unlock, err := w.state.Lock(sysName)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := a.sweep(ctx, w); err != nil {
+		return nil, err
+	}
+	before := w.meter.Sent()
+	p := &captureProgress{ui: a.UI(), name: name}
+	res, err := capture.Run(ctx, w.captureDeps(a), capture.Options{
+		System: sysName, Site: w.site, Selector: a.selector(w, sys), Kind: kind,
+		FreezeMax: w.cfg.FreezeMax, SecureBytes: w.cfg.SecureBuffer, Exclude: excludes(sys.Exclude), Progress: p,
+	})
+	p.end(err)
+	if err != nil {
+		return nil, explainSnapshot(name, err)
+	}
+	s := res.Snapshot
+	return &snapshotAnswer{
+		Snapshot: s.ID, System: s.System, Number: s.Number, Epoch: s.Epoch, Kind: s.Kind, Created: s.Created, Consistency: s.Consistency,
+		BytesScanned: res.BytesScanned, BytesNew: res.BytesNew, BytesSent: w.meter.Sent() - before,
+		FreezeMS: float64(res.Freeze.Frozen().Microseconds()) / 1000, ElapsedMS: res.Elapsed.Milliseconds(), Coverage: res.Root.Coverage,
+	}, nil
+}
+
+// excludes puts what the configuration excludes into capture's words.
+func excludes(list []config.Exclude) []capture.Exclude {
+	var out []capture.Exclude
+	for _, x := range list {
+		out = append(out, capture.Exclude{Key: string(x.Kind) + ":" + x.Name, Path: strings.TrimPrefix(x.Path, "/")})
+	}
+	return out
+}
+
+func (w *world) captureDeps(a *app) capture.Deps {
+	return capture.Deps{Engine: w.engine, Repo: w.repo, Ledger: w.ledger, State: w.state, Log: a.Log()}
+}
+
+// selector says which containers make a system, and what they must not serve.
+func (a *app) selector(w *world, sys config.System) engine.Selector {
+	return engine.Selector{Project: sys.Project, Containers: sys.Containers, Reserved: reserved(w.src.url)}
+}
+
+// sweep thaws what a killed run may have left frozen (invariant 5).
+func (a *app) sweep(ctx context.Context, w *world) error {
+	host, err := freeze.OpenHost("/proc", "")
+	if err != nil {
+		return err
+	}
+	swept, err := freeze.Sweep(ctx, host, w.engine, w.state.Dir())
+	for _, s := range swept {
+		a.UI().Warn("container %s was left frozen by an earlier run and was thawed", s)
+	}
+	return err
+}
+
+func explainSnapshot(name string, err error) error {
+	switch {
+	case errors.Is(err, dr.ErrFenced):
+		return ui.Explained{What: err.Error(), State: "no snapshot was made; what this site holds is untouched",
+			Next: []string{"stop the system here, it serves stale data", "lifeboat failback " + name + "  (to bring it back here)", "lifeboat snapshot " + name + " --divergent  (to keep what this site holds)"}, Err: err}
+	case errors.Is(err, freeze.ErrFreezeMax), errors.Is(err, freeze.ErrFreezeBroken):
+		return ui.Explained{What: err.Error(), State: "the system runs, no snapshot was made",
+			Next: []string{"lifeboat snapshot " + name + "  (again, when there is less load)", "raise freeze_max or secure_buffer in the configuration"}, Err: err}
+	}
+	return err
+}
+
+func snapshotView(s *snapshotAnswer) ui.View {
+	return ui.Fields{
+		{Name: "snapshot", Value: fmt.Sprintf("%s  (%s #%d, epoch %d, %s)", s.Snapshot.Short(), s.System, s.Number, s.Epoch, s.Kind)},
+		{Name: "of", Value: s.Created.Local().Format(time.DateTime) + ", consistency: " + string(s.Consistency)},
+		{Name: "scanned", Value: bytesText(s.BytesScanned)},
+		{Name: "new", Value: bytesText(s.BytesNew)},
+		{Name: "sent", Value: bytesText(s.BytesSent)},
+		{Name: "frozen", Value: fmt.Sprintf("%.1f ms", s.FreezeMS)},
+		{Name: "took", Value: quantity.Duration(time.Duration(s.ElapsedMS) * time.Millisecond)},
+	}
+}
+
+// coverageGaps lists what was not captured whole.
+func coverageGaps(items []dr.CoverageItem) ui.View {
+	t := ui.Table{Title: "not captured, or not whole", Columns: []ui.Column{{Title: "object"}, {Title: "why", Elastic: true}}}
+	for _, c := range items {
+		if c.Reason != "" {
+			t.Rows = append(t.Rows, []string{c.Object, c.Reason})
+		}
+	}
+	if len(t.Rows) == 0 {
+		return ui.Text("everything was captured")
+	}
+	return t
+}
+
+// reserved is the registry's address, which must not be served by what is frozen.
+func reserved(raw string) []string {
+	_, rest, ok := strings.Cut(raw, "://")
+	if !ok {
+		return nil
+	}
+	host, _, _ := strings.Cut(rest, "/")
+	if _, after, ok := strings.Cut(host, "@"); ok {
+		host = after
+	}
+	if !strings.Contains(host, ":") {
+		host += ":443"
+	}
+	return []string{host}
+}

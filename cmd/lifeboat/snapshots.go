@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/internal/capture"
+	"lifeboat/internal/dr"
+	"lifeboat/internal/fence"
+	"lifeboat/internal/quantity"
+	"lifeboat/internal/repo"
+	"lifeboat/internal/ui"
+)
+
+func newSnapshotsCmd(a *app) *cobra.Command {
+	var maxAge time.Duration
+	cmd := &cobra.Command{
+		Use:     "snapshots [SYSTEM]",
+		GroupID: groupProtect,
+		Short:   "List the snapshots of the repository",
+		Long: `List the snapshots of the repository. A tag that does not verify is named and
+the rest is listed (exit code 3). With --max-age the exit code is 3 as well if
+the newest snapshot of a system is older: run it anywhere but on the host that
+makes them.`,
+		Example: `  lifeboat snapshots
+  lifeboat snapshots shop --json
+  lifeboat snapshots --max-age 30m`,
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeSystems,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name := ""
+			if len(args) == 1 {
+				name = args[0]
+			}
+			return a.runSnapshots(cmd.Context(), name, maxAge)
+		},
+	}
+	cmd.Flags().DurationVar(&maxAge, "max-age", 0, "fail (3) if a system's newest snapshot is older")
+	return cmd
+}
+
+// snapshotRow is a snapshot in JSON answers.
+type snapshotRow struct {
+	Snapshot    dr.SnapshotID  `json:"snapshot"`
+	System      dr.System      `json:"system"`
+	Number      dr.Number      `json:"number"`
+	Created     time.Time      `json:"created"`
+	Site        dr.Site        `json:"site"`
+	Epoch       dr.Epoch       `json:"epoch"`
+	Kind        dr.Kind        `json:"kind"`
+	OnLine      bool           `json:"on_line"`
+	Newest      bool           `json:"newest"`
+	Consistency dr.Consistency `json:"consistency"`
+	Containers  int            `json:"containers"`
+	BytesTotal  int64          `json:"bytes_total"`
+	BytesNew    int64          `json:"bytes_new"`
+	BytesSent   int64          `json:"bytes_sent"`
+	FreezeMS    float64        `json:"freeze_ms"`
+	// Proven: a drill or a failover has shown that it runs.
+	Proven bool `json:"proven"`
+}
+
+// listing is what the repository holds of some systems.
+type listing struct {
+	Snapshots []snapshotRow `json:"snapshots"`
+	Problems  []string      `json:"problems"`
+}
+
+func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
+	snaps, problems, err := w.repo.Snapshots(ctx, sys)
+	if err != nil {
+		return nil, err
+	}
+	out := &listing{Snapshots: []snapshotRow{}, Problems: []string{}}
+	for _, p := range problems {
+		out.Problems = append(out.Problems, p.String())
+	}
+	bySystem := map[dr.System][]repo.Snapshot{}
+	for _, s := range snaps {
+		bySystem[s.System] = append(bySystem[s.System], s)
+	}
+	for name, list := range bySystem {
+		claims, err := w.ledger.Claims(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		facts := capture.Snaps(list)
+		head, _ := fence.Head(claims, facts)
+		proven := map[dr.SnapshotID]bool{}
+		for _, c := range claims {
+			if c.Base != nil {
+				proven[*c.Base] = true
+			}
+		}
+		for _, s := range list {
+			out.Snapshots = append(out.Snapshots, snapshotRow{
+				Snapshot: s.ID, System: s.System, Number: s.Number, Created: s.Created, Site: s.Site, Epoch: s.Epoch, Kind: s.Kind,
+				OnLine: fence.OnLine(claims, facts, s.ID), Newest: s.ID == head, Consistency: s.Consistency, Containers: s.Containers,
+				BytesTotal: s.BytesTotal, BytesNew: s.BytesNew, BytesSent: s.BytesSent, FreezeMS: float64(s.Freeze.Microseconds()) / 1000,
+				Proven: proven[s.ID],
+			})
+		}
+	}
+	slices.SortFunc(out.Snapshots, func(x, y snapshotRow) int {
+		if x.System != y.System {
+			if x.System < y.System {
+				return -1
+			}
+			return 1
+		}
+		return int(x.Number) - int(y.Number)
+	})
+	return out, nil
+}
+
+func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duration) error {
+	w, err := a.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	l, err := w.list(ctx, dr.System(name))
+	if err != nil {
+		return err
+	}
+	if name != "" && len(l.Snapshots) == 0 && len(l.Problems) == 0 {
+		return fmt.Errorf("the repository has no snapshot of system %q: %w", name, dr.ErrNotFound)
+	}
+	if err := a.UI().Answer(l, listingView(l)...); err != nil {
+		return err
+	}
+	if len(l.Problems) > 0 {
+		return fmt.Errorf("%d tag(s) of the repository do not verify, the rest is listed: %w", len(l.Problems), dr.ErrPartial)
+	}
+	for _, s := range l.Snapshots {
+		if age := time.Since(s.Created); maxAge > 0 && s.Newest && age > maxAge {
+			return fmt.Errorf("the newest snapshot of system %s is %s old: %w", s.System, quantity.Duration(age), dr.ErrPartial)
+		}
+	}
+	return nil
+}
+
+func listingView(l *listing) []ui.View {
+	t := ui.Table{
+		Columns: []ui.Column{{Title: "snapshot"}, {Title: "system"}, {Title: "#", Right: true}, {Title: "of"}, {Title: "site"}, {Title: "epoch", Right: true},
+			{Title: "line"}, {Title: "size", Right: true}, {Title: "new", Right: true}, {Title: "frozen", Right: true}, {Title: "proven"}},
+		Empty: "the repository has no snapshots",
+	}
+	for _, s := range l.Snapshots {
+		line := "divergent"
+		switch {
+		case s.Newest:
+			line = "newest"
+		case s.OnLine:
+			line = "on line"
+		}
+		proven := "-"
+		if s.Proven {
+			proven = "yes"
+		}
+		t.Rows = append(t.Rows, []string{s.Snapshot.Short(), string(s.System), strconv.FormatUint(uint64(s.Number), 10),
+			s.Created.Local().Format(time.DateTime), string(s.Site), strconv.FormatUint(uint64(s.Epoch), 10), line,
+			bytesText(s.BytesTotal), bytesText(s.BytesNew), fmt.Sprintf("%.0f ms", s.FreezeMS), proven})
+	}
+	views := []ui.View{t}
+	for _, p := range l.Problems {
+		views = append(views, ui.Text("does not verify: "+p))
+	}
+	return views
+}

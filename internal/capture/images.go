@@ -1,0 +1,119 @@
+package capture
+
+import (
+	"context"
+	"fmt"
+
+	"lifeboat/internal/cut"
+	"lifeboat/internal/dr"
+	"lifeboat/internal/engine"
+	"lifeboat/internal/layer"
+)
+
+// captureImages stores the images that the parent snapshot does not have. An
+// image is immutable, so what the parent records under the same id is taken over.
+func (r *run) captureImages(ctx context.Context) error {
+	known := map[string]dr.Image{}
+	if r.proot != nil {
+		for _, im := range r.proot.Images {
+			known[im.ConfigDigest+" "+im.ID] = im
+		}
+	}
+	for _, im := range r.system.Images {
+		if old, ok := known[im.ConfigDigest+" "+im.ID]; ok {
+			reused, err := r.reuseImage(ctx, old)
+			if err != nil {
+				return fmt.Errorf("image %s: %w", name(im), err)
+			}
+			if reused {
+				old.Tags, old.Digests = im.Tags, im.Digests
+				r.images = append(r.images, old)
+				continue
+			}
+		}
+		rec, err := r.captureImage(ctx, im)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", name(im), err)
+		}
+		r.images = append(r.images, rec)
+	}
+	return nil
+}
+
+func name(im engine.Image) string {
+	if len(im.Tags) > 0 {
+		return im.Tags[0]
+	}
+	return im.ID
+}
+
+// reuseImage takes an image record of the parent over, if all its units may be
+// relied upon.
+func (r *run) reuseImage(ctx context.Context, im dr.Image) (bool, error) {
+	ok, err := r.writer.Reuse(ctx, im.Record)
+	if err != nil || !ok {
+		return false, err
+	}
+	rec, err := layer.Decode(ctx, r.preader, im.Record)
+	if err != nil {
+		return false, err
+	}
+	const batch = 4096
+	var refs []dr.UnitRef
+	all := true
+	flush := func() error {
+		ok, err := r.writer.Reuse(ctx, refs)
+		all = all && ok
+		refs = refs[:0]
+		return err
+	}
+	err = layer.Units(ctx, r.preader, rec, func(u dr.UnitRef) error {
+		refs = append(refs, u)
+		if len(refs) < batch {
+			return nil
+		}
+		return flush()
+	})
+	if err != nil {
+		return false, err
+	}
+	return all, flush()
+}
+
+// captureImage reads an image from the engine and stores it as split layers.
+func (r *run) captureImage(ctx context.Context, im engine.Image) (dr.Image, error) {
+	var out dr.Image
+	want, err := layer.ParseDigest(im.ID)
+	if err != nil {
+		return out, err
+	}
+	archive, err := r.deps.Engine.SaveImage(ctx, im.ID)
+	if err != nil {
+		return out, err
+	}
+	defer archive.Close()
+	cutter := cut.New(r.deps.Repo.CutKey())
+	got, err := layer.Capture(ctx, archive, layer.CaptureOptions{
+		Want: []layer.Digest{want}, Sink: r.writer, Cutter: cutter, Recipes: true,
+		Platform: layer.Platform{OS: im.OS, Arch: im.Arch, Variant: im.Variant},
+	})
+	if err != nil {
+		return out, err
+	}
+	if len(got) != 1 {
+		return out, fmt.Errorf("the engine's archive gave %d images, want one", len(got))
+	}
+	if got[0].Err != nil {
+		return out, got[0].Err
+	}
+	rec := got[0].Record
+	refs, err := layer.Encode(ctx, r.writer, cutter, rec)
+	if err != nil {
+		return out, err
+	}
+	r.opts.Progress.Bytes(rec.Bytes())
+	return dr.Image{
+		ID: im.ID, ConfigDigest: string(rec.Config.Digest), Tags: im.Tags, Digests: im.Digests,
+		OS: im.OS, Arch: im.Arch, Variant: im.Variant, Record: refs, Bytes: rec.Bytes(),
+	}, nil
+}

@@ -1,0 +1,248 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/engine"
+	"lifeboat/internal/freeze"
+	"lifeboat/internal/tree"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// captured is one tree of the run.
+type captured struct {
+	key     string // at this site
+	kind    dr.TreeKind
+	capture *tree.Capture
+	result  dr.Tree
+}
+
+// source is where a tree lies on this host.
+type source struct {
+	key     string
+	kind    dr.TreeKind
+	path    string // of this process's mount namespace
+	overlay bool
+	exclude []string // paths inside
+}
+
+// sources lists the trees of a system that are to be captured.
+func sources(sys *engine.System, exclude []Exclude) ([]source, error) {
+	var out []source
+	add := func(key string, kind dr.TreeKind, path string) error {
+		if key == "" || excludes(exclude, key) {
+			return nil
+		}
+		p, err := sys.HostFS.Path(path)
+		if err != nil {
+			return fmt.Errorf("tree %s: %w", key, err)
+		}
+		src := source{key: key, kind: kind, path: p, overlay: kind == dr.TreeLayer}
+		for _, x := range exclude {
+			if x.Key == key {
+				src.exclude = append(src.exclude, x.Path)
+			}
+		}
+		out = append(out, src)
+		return nil
+	}
+	for _, c := range sys.Containers {
+		if err := add(c.Layer, dr.TreeLayer, c.LayerPath.Upper); err != nil {
+			return nil, err
+		}
+	}
+	for _, v := range sys.Volumes {
+		if err := add(v.Tree, dr.TreeVolume, v.Path); err != nil {
+			return nil, err
+		}
+	}
+	for _, b := range sys.Binds {
+		if err := add(b.Tree, dr.TreeBind, b.Source); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// excludes tells whether a tree is left out as a whole.
+func excludes(list []Exclude, key string) bool {
+	return slices.ContainsFunc(list, func(x Exclude) bool { return x.Key == key && x.Path == "" })
+}
+
+// precopy reads every tree while the system runs.
+func (r *run) precopy(ctx context.Context) error {
+	srcs, err := sources(r.system, r.opts.Exclude)
+	if err != nil {
+		return err
+	}
+	if r.parent != nil {
+		r.opts.Progress.Expect(r.parent.BytesTotal)
+	}
+	budget := tree.NewBudget(r.opts.SecureBytes)
+	for _, s := range srcs {
+		c, err := tree.NewCapture(tree.CaptureOptions{
+			Root: s.path, Overlay: s.overlay, Key: s.key,
+			StateDir: r.sysDir, Exclude: s.exclude, CutKey: r.deps.Repo.CutKey(), UnitID: r.deps.Repo.UnitID,
+			Sink: r.writer, Budget: budget, Progress: r.opts.Progress.Bytes,
+		})
+		if err != nil {
+			return fmt.Errorf("tree %s: %w", s.key, err)
+		}
+		r.trees = append(r.trees, &captured{key: s.key, kind: s.kind, capture: c})
+	}
+	for _, t := range r.trees {
+		if err := t.capture.Precopy(ctx); err != nil {
+			return fmt.Errorf("tree %s: %w", t.key, err)
+		}
+	}
+	return nil
+}
+
+// freezeAndSecure stops all containers at one instant and secures what changed
+// since the pre-copy (invariants 4 and 5).
+func (r *run) freezeAndSecure(ctx context.Context) error {
+	if err := r.settled(ctx); err != nil {
+		return err
+	}
+	set, err := r.freezeSet()
+	if err != nil {
+		return err
+	}
+	defer set.Close()
+	r.opts.Progress.Phase("freeze")
+	r.opts.Hook("freezing")
+	r.frozen, err = freeze.Do(ctx, set, freeze.Options{
+		FreezeMax: r.opts.FreezeMax, StateDir: r.deps.State.Dir(), Logger: r.deps.Log,
+	}, func(ctx context.Context) error {
+		r.opts.Hook("frozen")
+		pids, err := set.Pids()
+		if err != nil {
+			return err
+		}
+		mapped, err := tree.MappedShared(pids)
+		if err != nil {
+			return fmt.Errorf("files mapped by the system: %w", err)
+		}
+		for _, t := range r.trees {
+			t.capture.AddMapped(mapped)
+		}
+		g, ctx := errgroup.WithContext(ctx)
+		g.SetLimit(2)
+		for _, t := range r.trees {
+			g.Go(func() error {
+				if err := t.capture.Secure(ctx); err != nil {
+					return fmt.Errorf("tree %s: %w", t.key, err)
+				}
+				return nil
+			})
+		}
+		return g.Wait()
+	})
+	if err != nil {
+		if errors.Is(err, freeze.ErrFreezeMax) {
+			return fmt.Errorf("%w; everything runs again, no snapshot was made; raise freeze_max, or give secure_buffer more memory", err)
+		}
+		return err
+	}
+	if set.Len() == 0 {
+		// Nothing ran; nothing may have started meanwhile either.
+		return r.settled(ctx)
+	}
+	return nil
+}
+
+// settled makes sure that the containers are still those that were discovered.
+func (r *run) settled(ctx context.Context) error {
+	now, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	if !sameContainers(r.system, now) {
+		return errChanged
+	}
+	now.Coverage = r.system.Coverage
+	r.system = now
+	return nil
+}
+
+func sameContainers(a, b *engine.System) bool {
+	return slices.EqualFunc(a.Containers, b.Containers, func(x, y engine.Container) bool {
+		return x.ID == y.ID && x.InitPID == y.InitPID && x.LayerPath.Upper == y.LayerPath.Upper
+	}) && slices.EqualFunc(a.Volumes, b.Volumes, func(x, y engine.Volume) bool {
+		return x.Name == y.Name && x.Path == y.Path
+	}) && slices.EqualFunc(a.Binds, b.Binds, func(x, y engine.Bind) bool { return x.Source == y.Source && x.Tree == y.Tree })
+}
+
+func (r *run) freezeSet() (*freeze.Set, error) {
+	host, err := freeze.OpenHost("/proc", "")
+	if err != nil {
+		return nil, err
+	}
+	cfg := freeze.SetConfig{Host: host, Pauser: r.deps.Engine, PauserSpec: r.deps.Engine.Host()}
+	for _, c := range r.system.Containers {
+		cfg.Containers = append(cfg.Containers, freeze.Container{ID: c.ID, Name: c.Name, Pid: c.InitPID})
+	}
+	return freeze.NewSet(cfg)
+}
+
+// finish stores what was secured, reads the project files and builds the root.
+func (r *run) finish(ctx context.Context) (*dr.Root, error) {
+	for _, t := range r.trees {
+		res, err := t.capture.Finish(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("tree %s: %w", t.key, err)
+		}
+		res.Key, res.Kind = t.key, t.kind
+		t.result = res
+	}
+	if err := r.projectFiles(ctx); err != nil {
+		return nil, err
+	}
+	o, err := translate(r.system, r.bringup)
+	if err != nil {
+		return nil, err
+	}
+	root := &dr.Root{
+		Format: dr.RootFormat, Repo: r.deps.Repo.ID(), System: r.opts.System, Site: r.opts.Site,
+		Host: r.deps.Repo.HostID(), Kind: r.opts.Kind, Consistency: dr.ConsistentStopped,
+		Created: r.instant(), Engine: r.system.Engine,
+		Containers: o.containers, Images: r.images, Networks: o.networks, Volumes: o.volumes, Binds: o.binds,
+		Files: r.files, Coverage: r.excluded(o.coverage),
+	}
+	if r.frozen.Containers > 0 {
+		root.Consistency = dr.ConsistentCrash
+	}
+	if r.parent != nil {
+		id := r.parent.ID
+		root.Parent = &id
+	}
+	for _, t := range r.trees {
+		res := t.result
+		res.Key = o.key(res.Key)
+		root.Trees = append(root.Trees, res)
+	}
+	return root, nil
+}
+
+func (r *run) instant() time.Time {
+	if r.frozen.FrozenAt.IsZero() {
+		return time.Now().UTC()
+	}
+	return r.frozen.FrozenAt.UTC()
+}
+
+// excluded marks what the operator left out.
+func (r *run) excluded(items []dr.CoverageItem) []dr.CoverageItem {
+	for i := range items {
+		if excludes(r.opts.Exclude, items[i].Object) {
+			items[i].Captured, items[i].Reason = false, "excluded in the configuration"
+		}
+	}
+	return items
+}
