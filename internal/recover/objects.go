@@ -123,6 +123,11 @@ func (b *bringUp) bringVolumes(ctx context.Context) error {
 		return err
 	}
 	for _, v := range b.local.Volumes {
+		if dir, ok := boundDir(v); ok {
+			if err := os.MkdirAll(b.survey.host.Prefix+dir, 0o755); err != nil {
+				return fmt.Errorf("directory of volume %s: %w", v.Name, err)
+			}
+		}
 		if _, err := b.d.Engine.Volume(ctx, v.Name); err == nil {
 			continue
 		} else if !errors.Is(err, dr.ErrNotFound) {

@@ -85,7 +85,7 @@ func (b *bringUp) ownWithoutContainer(ctx context.Context, containers []string) 
 		if err != nil {
 			return nil, err
 		}
-		extra = append(extra, capture.ExtraTree{Key: "volume:" + v.Name, Kind: dr.TreeVolume, Path: st.Mountpoint, Volume: &st.Volume})
+		extra = append(extra, capture.ExtraTree{Key: "volume:" + v.Name, Kind: dr.TreeVolume, Path: volumePath(st), Volume: &st.Volume})
 	}
 	for _, m := range b.local.Binds {
 		if m.Tree == "" || mounted["path:"+m.Source] || !b.survey.own["path:"+m.Source] {
@@ -102,6 +102,24 @@ func (b *bringUp) ownWithoutContainer(ctx context.Context, containers []string) 
 		extra = append(extra, capture.ExtraTree{Key: "bind:" + m.Source, Kind: dr.TreeBind, Path: m.Source, Bind: &bind})
 	}
 	return extra, nil
+}
+
+// volumePath is where the data of a volume lies, in the engine's mount
+// namespace. The local driver mounts a bound directory only while a container
+// runs, so then the directory itself is meant.
+func volumePath(v engine.VolumeState) string {
+	if dir, ok := boundDir(v.Volume); ok {
+		return dir
+	}
+	return v.Mountpoint
+}
+
+// boundDir is the host directory that a volume of the local driver stands for.
+func boundDir(v dr.Volume) (string, bool) {
+	if v.Driver != "local" || !slices.Contains(strings.Split(v.Options["o"], ","), "bind") && v.Options["o"] != "rbind" {
+		return "", false
+	}
+	return v.Options["device"], v.Options["device"] != ""
 }
 
 // place is where a tree of the snapshot lies at this site.
@@ -141,7 +159,7 @@ func (b *bringUp) places(ctx context.Context) ([]place, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := add(v.Tree, "volume:"+v.Name, st.Mountpoint); err != nil {
+		if err := add(v.Tree, "volume:"+v.Name, volumePath(st)); err != nil {
 			return nil, err
 		}
 	}
