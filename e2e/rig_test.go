@@ -265,3 +265,5 @@ type bringJSON struct {
 		ID, Title, State string
 	} `json:"steps"`
 }
+
+func fields(out []byte) []string { return strings.Fields(string(out)) }
