@@ -1,6 +1,12 @@
 package repo
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/pack"
+)
 
 // SetLimits makes a writer push pack manifests earlier and merge sooner than
 // the sizes of a test would make it.
@@ -9,4 +15,24 @@ func (w *Writer) SetLimits(bytes int64, units, needs int, interval time.Duration
 	if needs > 0 {
 		w.limits.needs = needs
 	}
+}
+
+// PutAs stores data under whatever id the test says, without looking whether it
+// is there: what a hostile or broken writer does.
+func (w *Writer) PutAs(ref dr.UnitRef, data []byte) {
+	for _, g := range []*pack.Group{w.add(ref, data)} {
+		if g != nil {
+			w.groups.Add(1)
+			w.queue <- g
+		}
+	}
+}
+
+// PutRecordRaw stores a record under any tag without its checks.
+func (r *Repo) PutRecordRaw(ctx context.Context, tag string, body []byte) error {
+	t, err := ParseTag(tag)
+	if err != nil {
+		return err
+	}
+	return r.putSigned(ctx, t, body)
 }

@@ -106,7 +106,6 @@ func (r *Repo) proveGroup(ix *index, group uint32, g idxcache.Group, body []byte
 	for _, u := range units {
 		end := at + int(u.Len)
 		if end > len(body) || r.UnitID(body[at:end]) != u.ID {
-			ix.bad.Store(group, true)
 			return tampered("group %d of pack manifest %s: the unit at %d is not the one that the index promises", group, ix.need.Digest, at)
 		}
 		at = end

@@ -5,7 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -146,4 +150,33 @@ func layersOf(t testing.TB, body []byte) []digest.Digest {
 		out = append(out, l.Digest)
 	}
 	return out
+}
+
+// spoilFiles alters every cache file below dir.
+func spoilFiles(t testing.TB, dir string, spoil func([]byte) []byte) {
+	t.Helper()
+	n := 0
+	err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		n++
+		// A new file: the old one may still be mapped.
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+		return os.WriteFile(name, spoil(b), 0o600)
+	})
+	if err != nil || n == 0 {
+		t.Fatalf("%d cache files, %v", n, err)
+	}
+}
+
+// openerOf is what a store takes a blob from.
+func openerOf(b []byte) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 }

@@ -260,8 +260,12 @@ func (r *Repo) Enrol(ctx context.Context) (notice string, err error) {
 	return "", fmt.Errorf("enrol host %s: the record was stored but is not listed: %w", id.Short(), dr.ErrOutcomeUnknown)
 }
 
-// enrolForWriting enrols this host and tells the operator.
+// enrolForWriting enrols this host and tells the operator. It looks whether the
+// host was revoked meanwhile.
 func (r *Repo) enrolForWriting(ctx context.Context) error {
+	if err := r.hosts.load(ctx); err != nil {
+		return err
+	}
 	notice, err := r.Enrol(ctx)
 	if err == nil && notice != "" {
 		r.notice(notice)

@@ -16,6 +16,7 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
 	"lifeboat/internal/repo/idxcache"
+	"lifeboat/internal/seal"
 )
 
 const (
@@ -34,10 +35,9 @@ type index struct {
 	// own says that this host signed the index.
 	own bool
 	// read has a bit for each group of a foreign index that this host has read
-	// and found to be what the index says; bad holds those that are not.
+	// and found to be what the index says.
 	read  []atomic.Uint64
 	dirty atomic.Bool
-	bad   sync.Map
 
 	refs int // guarded by indexes.mu
 }
@@ -220,6 +220,18 @@ func (x *indexes) fetch(ctx context.Context, n need) error {
 	if err != nil {
 		return err
 	}
+	err = x.fetchIndex(ctx, pm)
+	if errors.Is(err, seal.ErrGeneration) { // sealed after the keys were read
+		if kerr := x.repo.refreshKeys(ctx); kerr != nil {
+			return fmt.Errorf("an index was sealed with a newer key: %w", kerr)
+		}
+		err = x.fetchIndex(ctx, pm)
+	}
+	return err
+}
+
+// fetchIndex reads the index of a pack manifest into its cache file.
+func (x *indexes) fetchIndex(ctx context.Context, pm *packManifest) error {
 	src, err := x.repo.st.GetBlob(ctx, pm.index.Digest, pm.index.Size, 0, -1)
 	if err != nil {
 		return fmt.Errorf("read index %s: %w", pm.index.Digest, err)

@@ -11,6 +11,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo/idxcache"
+	"lifeboat/internal/store"
 )
 
 // cachedGroups bounds the opened groups that a reader keeps, in bytes.
@@ -105,6 +106,25 @@ func (rd *Reader) Root(ctx context.Context) (*dr.Root, error) {
 // error names unit and snapshot and wraps dr.ErrTampered where what is stored
 // does not verify.
 func (rd *Reader) Unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
+	var err error
+	for range unitTries {
+		var data []byte
+		if data, err = rd.unit(ctx, ref); err == nil {
+			return data, nil
+		}
+		if ctx.Err() != nil || errors.Is(err, store.ErrNotFound) {
+			break
+		}
+	}
+	return nil, fmt.Errorf("unit %s of snapshot %s (%s): %w", ref.ID, rd.snap.ID.Short(), rd.snap.Tag, err)
+}
+
+// unitTries is how often all places of a unit are tried: what was altered on
+// the way once need not be the second time.
+const unitTries = 2
+
+// unit tries every pack manifest that has a unit.
+func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 	var errs []error
 	for i := range rd.indexes() {
 		ix, loc, ok, err := rd.lookup(ctx, i, ref.ID)
@@ -125,9 +145,9 @@ func (rd *Reader) Unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 		errs = append(errs, err) // another manifest may have it too
 	}
 	if len(errs) == 0 {
-		errs = append(errs, tampered("none of its pack manifests has it"))
+		return nil, tampered("none of its pack manifests has it")
 	}
-	return nil, fmt.Errorf("unit %s of snapshot %s (%s): %w", ref.ID, rd.snap.ID.Short(), rd.snap.Tag, errors.Join(errs...))
+	return nil, errors.Join(errs...)
 }
 
 func (rd *Reader) indexes() []*index {

@@ -158,6 +158,9 @@ func (r *Repo) record(ctx context.Context, t Tag) (*Record, error) {
 // does not verify is left out and logged. dr.ErrTampered when this host has
 // seen a newer one than there is.
 func (r *Repo) ListRecords(ctx context.Context, prefix string) ([]Record, error) {
+	if t, err := ParseTag(prefix + "1"); err != nil || (t.Class != ClassEpoch && t.Class != ClassSwitch) {
+		return nil, fmt.Errorf("list records %q*: not a prefix of class e or w and a system: %w", prefix, dr.ErrUsage)
+	}
 	recs, problems, err := r.records(ctx, prefix)
 	if err != nil {
 		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
@@ -168,6 +171,9 @@ func (r *Repo) ListRecords(ctx context.Context, prefix string) ([]Record, error)
 	var newest dr.Number
 	if len(recs) > 0 {
 		newest = recs[len(recs)-1].Number
+	}
+	for _, t := range revokedTags(problems) {
+		newest = max(newest, t.Number)
 	}
 	if err := r.checkMark(prefix, newest); err != nil {
 		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
@@ -244,16 +250,9 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 		return nil, err
 	}
 	if mark == 0 {
-		recs, err := r.ListRecords(ctx, t.prefix())
-		if err == nil && len(recs) == 0 {
-			err = fmt.Errorf("latest record %s*: %w", t.prefix(), dr.ErrNotFound)
-		}
-		if err != nil {
-			return nil, err
-		}
-		return &recs[len(recs)-1], nil
+		return r.latestListed(ctx, t)
 	}
-	high := mark
+	high, authentic := mark, dr.Number(0)
 	for {
 		_, err := r.st.ResolveTag(ctx, Tag{Class: c, System: system, Number: high + 1}.String())
 		if errors.Is(err, store.ErrNotFound) {
@@ -267,12 +266,42 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 	for n := high; n >= mark; n-- {
 		rec, err := r.record(ctx, Tag{Class: c, System: system, Number: n})
 		if err == nil {
-			return rec, r.checkMark(t.prefix(), n)
+			return rec, r.checkMark(t.prefix(), max(n, authentic))
 		}
 		if !about(err) {
 			return nil, fmt.Errorf("latest record %s*: %w", t.prefix(), err)
 		}
+		if errors.Is(err, ErrRevoked) {
+			authentic = max(authentic, n)
+		}
 		r.log.Warn("a record does not verify", "tag", t.prefix(), "number", n, "error", err)
 	}
-	return nil, r.checkMark(t.prefix(), 0)
+	if authentic == 0 {
+		return nil, r.checkMark(t.prefix(), 0)
+	}
+	return r.latestListed(ctx, t)
+}
+
+// latestListed returns the newest record, listing the tags.
+func (r *Repo) latestListed(ctx context.Context, t Tag) (*Record, error) {
+	recs, err := r.ListRecords(ctx, t.prefix())
+	if err != nil {
+		return nil, err
+	}
+	if len(recs) == 0 {
+		return nil, fmt.Errorf("latest record %s*: %w", t.prefix(), dr.ErrNotFound)
+	}
+	return &recs[len(recs)-1], nil
+}
+
+// revokedTags returns the tags that were written by a host before or after it
+// was revoked. They do not count, but they exist: a registry that shows them is
+// not set back.
+func revokedTags(problems []Problem) (tags []Tag) {
+	for _, p := range problems {
+		if t, err := ParseTag(p.Tag); err == nil && errors.Is(p.Err, ErrRevoked) {
+			tags = append(tags, t)
+		}
+	}
+	return tags
 }

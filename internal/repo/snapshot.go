@@ -170,6 +170,9 @@ func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []P
 		last[s.ID] = max(last[s.ID], s.Number)
 		newest[s.System] = max(newest[s.System], s.Number)
 	}
+	for _, t := range revokedTags(bad) {
+		newest[t.System] = max(newest[t.System], t.Number)
+	}
 	for sys, n := range newest {
 		p := Tag{Class: ClassSnapshot, System: sys}.prefix()
 		if err := r.checkMark(p, n); errors.Is(err, dr.ErrTampered) {
@@ -257,15 +260,24 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 	// The highest numbers come first: the one looked for is nearly always there.
 	slices.Reverse(tags)
 	var seen []*Snapshot
+	var newest dr.Number
 	for batch := range slices.Chunk(tags, listParallel) {
 		found, bad, err := readAll(ctx, batch, r.snapshot)
 		if err != nil {
 			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 		}
 		problems = append(problems, bad...)
-		if len(seen) == 0 && len(found) > 0 {
-			if err := r.checkMark(prefix, found[0].Number); err != nil {
-				return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+		if newest == 0 {
+			for _, t := range revokedTags(bad) {
+				newest = max(newest, t.Number)
+			}
+			if len(found) > 0 {
+				newest = max(newest, found[0].Number)
+			}
+			if newest > 0 {
+				if err := r.checkMark(prefix, newest); err != nil {
+					return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
+				}
 			}
 		}
 		seen = append(seen, found...)
@@ -276,7 +288,7 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 	if s := head(claims, seen); s != nil {
 		return s, nil
 	}
-	if len(seen) == 0 {
+	if newest == 0 {
 		if err := r.checkMark(prefix, 0); err != nil {
 			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 		}

@@ -125,6 +125,7 @@ type source struct {
 	carried bool        // needed by the parent
 	used    atomic.Bool // holds units of the new snapshot
 	skip    sync.Map    // groups that could not be read now
+	liar    atomic.Bool // a group is not what the index says
 }
 
 // NewWriter begins a snapshot. It enrols this host if need be, and opens the
@@ -478,35 +479,42 @@ func (w *Writer) find(ctx context.Context, ref dr.UnitRef, prove bool) (*source,
 // prove reads a group of another host once and compares all its units with
 // their ids. false means that it is not used: one's own copy is stored instead.
 func (w *Writer) prove(ctx context.Context, s *source, group uint32) (bool, error) {
-	if _, bad := s.bad.Load(group); bad {
+	if s.liar.Load() {
 		return false, nil
 	}
 	if _, skip := s.skip.Load(group); skip {
 		return false, nil
 	}
-	_, err, _ := w.proving.Do(fmt.Sprintf("%s/%d", s.need.Digest, group), func() (any, error) {
-		if s.wasRead(group) {
-			return nil, nil
-		}
-		body, g, err := w.repo.readGroup(w.ctx, s.index, group)
-		if err == nil {
-			err = w.repo.proveGroup(s.index, group, g, body)
-			w.mu.Lock()
-			w.stats.BytesRead += int64(g.Sealed)
-			w.mu.Unlock()
-		}
-		return nil, err
-	})
+	key := fmt.Sprintf("%s/%d", s.need.Digest, group)
+	_, err, _ := w.proving.Do(key, func() (any, error) { return nil, w.readToProve(s, group) })
 	if err == nil {
 		return true, nil
 	}
 	if ferr := w.failure(ctx); ferr != nil {
 		return false, ferr
 	}
-	if _, known := s.skip.LoadOrStore(group, true); !known {
-		w.repo.log.Warn("a group of another host is not used for deduplication", "group", group, "error", err)
-	}
+	s.skip.Store(group, true)
+	w.repo.log.Warn("a group of another host is not used for deduplication", "manifest", s.need.Digest, "group", group, "error", err)
 	return false, nil
+}
+
+func (w *Writer) readToProve(s *source, group uint32) error {
+	if s.wasRead(group) {
+		return nil
+	}
+	body, g, err := w.repo.readGroup(w.ctx, s.index, group)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	w.stats.BytesRead += int64(g.Sealed)
+	w.mu.Unlock()
+	err = w.repo.proveGroup(s.index, group, g, body)
+	if err != nil && !s.liar.Swap(true) {
+		// Nothing new relies upon the manifest from now on.
+		return errors.Join(err, w.repo.state.setLost(s.need.Digest, true))
+	}
+	return err
 }
 
 // Have reports whether Put of this unit would send nothing and read nothing.
