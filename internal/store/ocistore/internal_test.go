@@ -1,12 +1,15 @@
 package ocistore
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"testing"
 	"time"
+	"unicode"
 
 	"lifeboat/internal/store"
 )
@@ -105,6 +108,46 @@ func FuzzParseContentRange(f *testing.F) {
 		first, last, total, err := parseContentRange(s)
 		if err == nil && (first < 0 || last < first || total < -1) {
 			t.Errorf("%q: %d-%d/%d", s, first, last, total)
+		}
+	})
+}
+
+func FuzzParseURL(f *testing.F) {
+	for _, s := range []string{"oci://host/name", "oci+http://127.0.0.1:5000/a/b", "oci://u:p@h/x?y#z", "oci://[::1]/x", "oci:"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		ref, plain, err := parseURL(s, false)
+		if err != nil {
+			return
+		}
+		if ref.Reference != "" || ref.Repository == "" || ref.Registry == "" {
+			t.Errorf("%q: %+v", s, ref)
+		}
+		host, _, splitErr := net.SplitHostPort(ref.Registry)
+		if splitErr != nil {
+			host = ref.Registry
+		}
+		if plain && !isLoopback(host) {
+			t.Errorf("%q: plain HTTP to %s", s, ref.Registry)
+		}
+	})
+}
+
+func FuzzStatusError(f *testing.F) {
+	f.Add(404, []byte(`{"errors":[{"code":"BLOB_UNKNOWN","message":"x","detail":{"reason":"taken"}}]}`))
+	f.Add(507, []byte(`{"errors":[{"detail":[1,2]}]}`))
+	f.Add(500, []byte("<html>no space left on device"))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		err := statusError(&http.Response{StatusCode: status, Body: io.NopCloser(bytes.NewReader(body))})
+		var r *response
+		if !errors.As(err, &r) || r.sentinel == nil {
+			t.Fatalf("%d %q: %v", status, body, err)
+		}
+		for _, c := range err.Error() {
+			if unicode.IsControl(c) {
+				t.Errorf("%d %q: control character in %q", status, body, err)
+			}
 		}
 	})
 }
