@@ -251,6 +251,7 @@ type snapshotJSON struct {
 	FreezeMS     float64   `json:"freeze_ms"`
 	ElapsedMS    int64     `json:"elapsed_ms"`
 	Epoch        int       `json:"epoch"`
+	Coverage     []struct{ Object, Reason string }
 }
 
 // bringJSON are the contract's keys of failover and failback.

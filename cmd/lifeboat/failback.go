@@ -92,12 +92,13 @@ func (a *app) runFailback(ctx context.Context, name, from string, patience time.
 // otherSide gives what runs the giving side at the engine of the site that
 // holds the system, nil if that engine is not known here.
 func (a *app) otherSide(ctx context.Context, w *world, sys dr.System, from string) (func(context.Context) error, error) {
+	claims, err := w.ledger.Claims(ctx, sys)
+	if err != nil || len(claims) == 0 {
+		return nil, err
+	}
+	holder := claims[len(claims)-1]
 	if from == "" {
-		claims, err := w.ledger.Claims(ctx, sys)
-		if err != nil || len(claims) == 0 {
-			return nil, err
-		}
-		if s, ok := w.cfg.Sites[claims[len(claims)-1].Site]; ok {
+		if s, ok := w.cfg.Sites[holder.Site]; ok {
 			from = s.Engine
 		}
 	}
@@ -111,6 +112,7 @@ func (a *app) otherSide(ctx context.Context, w *world, sys dr.System, from strin
 	if err != nil {
 		return nil, err
 	}
+	bundle.env = map[string]string{config.EnvStateDir: holder.StateDir, config.EnvConfig: holder.Config}
 	return func(ctx context.Context) error {
 		e, err := engine.Open(ctx, engine.Options{Host: from, Log: a.Log()})
 		if err != nil {

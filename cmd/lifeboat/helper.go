@@ -11,6 +11,7 @@ import (
 	"filippo.io/age"
 	"golang.org/x/sys/unix"
 
+	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
 	"lifeboat/internal/engine/helper"
@@ -39,6 +40,10 @@ func enterHelper(p *process) (gone <-chan struct{}, err error) {
 	}
 	if err := os.Chdir("/"); err != nil {
 		return nil, fmt.Errorf("helper: %w", err)
+	}
+	// A configuration that was moved away since must not stop a recovery.
+	if _, err := os.Stat(s.Env[config.EnvConfig]); err != nil {
+		delete(s.Env, config.EnvConfig)
 	}
 	for k, v := range s.Env {
 		if err := os.Setenv(k, v); err != nil {
@@ -117,6 +122,7 @@ func (p passedOn) Error() string { return fmt.Sprintf("the helper ended with exi
 type bundleText struct {
 	text       []byte
 	passphrase string
+	env        map[string]string // further variables
 }
 
 func (a *app) bundle(ctx context.Context, w *world) (bundleText, error) {
@@ -142,6 +148,11 @@ func (a *app) bundle(ctx context.Context, w *world) (bundleText, error) {
 
 func (a *app) job(b bundleText, args []string) helper.Job {
 	job := helper.Job{Args: append(args[:len(args):len(args)], "--kit-stdin"), Env: map[string]string{}, Stdin: strings.NewReader(string(b.text))}
+	for k, v := range b.env {
+		if v != "" {
+			job.Env[k] = v
+		}
+	}
 	if b.passphrase != "" {
 		job.Env[envHelperPassphrase] = b.passphrase
 	}

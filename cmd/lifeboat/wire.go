@@ -118,7 +118,11 @@ func (a *app) openSource(ctx context.Context, src source, withEngine bool) (*wor
 	if !caps.ImmutableTags {
 		settle = claimSettle
 	}
-	w.ledger = ledger.New(w.repo, settle)
+	here := ledger.Here{StateDir: src.stateDir}
+	if _, err := os.Stat(a.ConfigPath()); err == nil {
+		here.Config = a.ConfigPath()
+	}
+	w.ledger = ledger.New(w.repo, settle, here)
 	return w, nil
 }
 

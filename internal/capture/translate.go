@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -140,10 +141,35 @@ func (o *original) container(c dr.Container, b *site.Bringup) (dr.Container, err
 	if ok {
 		o.coverage = append(o.coverage, dr.CoverageItem{
 			Object: "container:" + c.Name, Captured: true, Bytes: -1,
-			Reason: "was configured anew at this site after it was brought up; recorded as it is here, overrides included",
+			Reason: "was configured anew at this site after it was brought up (" + differing(was.Local, now) + "); recorded as it is here, overrides included",
 		})
 	}
 	return c, nil
+}
+
+// differing names the fields in which two JSON objects differ, two levels deep.
+func differing(a, b json.RawMessage) string {
+	var names []string
+	var walk func(prefix string, a, b json.RawMessage, depth int)
+	walk = func(prefix string, a, b json.RawMessage, depth int) {
+		var x, y map[string]json.RawMessage
+		if depth == 0 || json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
+			names = append(names, prefix)
+			return
+		}
+		for k := range y {
+			if _, ok := x[k]; !ok {
+				x[k] = nil
+			}
+		}
+		for _, k := range slices.Sorted(maps.Keys(x)) {
+			if !bytes.Equal(x[k], y[k]) {
+				walk(strings.TrimPrefix(prefix+"."+k, "."), x[k], y[k], depth-1)
+			}
+		}
+	}
+	walk("", a, b, 2)
+	return strings.Join(names, ", ")
 }
 
 func (o *original) network(n dr.Network, b *site.Bringup) dr.Network {

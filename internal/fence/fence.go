@@ -32,6 +32,11 @@ type Claim struct {
 	Base    *dr.SnapshotID `json:"base,omitempty"`
 	Reason  Reason         `json:"reason"`
 	Created time.Time      `json:"created"`
+	// StateDir and Config are where Lifeboat keeps its state and configuration on
+	// the holder's host, so that a site that takes the system over can run the
+	// holder's side there. Config is empty where there is no file.
+	StateDir string `json:"state_dir,omitempty"`
+	Config   string `json:"config,omitempty"`
 }
 
 // Role is a site's role for one system.

@@ -68,13 +68,13 @@ func Open(moves []Move, claims []Claim) (Move, bool) {
 type Action string
 
 const (
-	ActWait     Action = "wait"      // for the other side's next record
-	ActSnapshot Action = "snapshot"  // giver: snapshot while running, then accept
-	ActHandOver Action = "hand-over" // giver: stop, final snapshot, offer
-	ActTakeBack Action = "take-back" // giver: claim the next epoch, start again
-	ActStage    Action = "stage"     // taker: lay the accepted snapshot down, then ready
-	ActTakeOver Action = "take-over" // taker: lay the final snapshot down, start, claim
-	ActFinished Action = "finished"  // taker serves; giver stays stopped
+	ActWait      Action = "wait"      // for the other side's next record
+	ActSnapshot  Action = "snapshot"  // giver: snapshot while running, then accept
+	ActHandOver  Action = "hand-over" // giver: stop, final snapshot, offer
+	ActTakeBack  Action = "take-back" // giver: claim the next epoch, start again
+	ActStage     Action = "stage"     // taker: lay the accepted snapshot down, then ready
+	ActTakeOver  Action = "take-over" // taker: lay the final snapshot down, start, claim
+	ActFinished  Action = "finished"  // taker serves; giver stays stopped
 	ActCalledOff Action = "called-off"
 )
 

@@ -35,10 +35,16 @@ type Ledger struct {
 	// Settle is waited after a claim on registries that let tags be overwritten,
 	// before reading back (docs/adr/0001).
 	settle time.Duration
+	here   Here
 }
 
+// Here is where Lifeboat keeps its things on this host (fence.Claim).
+type Here struct{ StateDir, Config string }
+
 // New returns a ledger. settle is 0 where the registry keeps tags immutable.
-func New(rec Records, settle time.Duration) *Ledger { return &Ledger{rec: rec, settle: settle} }
+func New(rec Records, settle time.Duration, here Here) *Ledger {
+	return &Ledger{rec: rec, settle: settle, here: here}
+}
 
 func epochTag(s dr.System, e dr.Epoch) string {
 	return "e." + string(s) + "." + strconv.FormatUint(uint64(e), 10)
@@ -77,6 +83,7 @@ func (l *Ledger) Claims(ctx context.Context, s dr.System) ([]fence.Claim, error)
 func (l *Ledger) Claim(ctx context.Context, claims []fence.Claim, c fence.Claim) (fence.Claim, error) {
 	c.Host = l.rec.HostID()
 	c.Created = time.Now().UTC()
+	c.StateDir, c.Config = l.here.StateDir, l.here.Config
 	c = fence.Next(claims, c)
 	putErr := l.rec.PutRecord(ctx, epochTag(c.System, c.Epoch), c)
 	if putErr != nil && !errors.Is(putErr, dr.ErrHeld) && !errors.Is(putErr, dr.ErrOutcomeUnknown) {
