@@ -306,7 +306,9 @@ func (g *guard) delete(w http.ResponseWriter, r *http.Request, req *request) {
 		refused.write(w)
 		return
 	}
-	g.forward(w, r, req)
+	if status := g.forward(w, r, req); status < 300 {
+		g.log.Info("deleted", "name", req.name, "ref", req.ref, "user", req.user)
+	}
 }
 
 // checkDelete keeps a manifest that tags of a repository name (invariant 2).

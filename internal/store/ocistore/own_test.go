@@ -1,0 +1,109 @@
+package ocistore_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/crypto/bcrypt"
+
+	"lifeboat/internal/registry"
+	"lifeboat/internal/registry/registrytest"
+	"lifeboat/internal/store"
+	"lifeboat/internal/store/storetest"
+)
+
+func wantErr(t *testing.T, what string, err, want error, says string) {
+	t.Helper()
+	if !errors.Is(err, want) || !strings.Contains(err.Error(), says) {
+		t.Errorf("%s: %v; want %q saying %q", what, err, want, says)
+	}
+}
+
+// TestOwnRegistryAnswers: each refusal of Lifeboat's registry arrives as the
+// error that callers decide by.
+func TestOwnRegistryAnswers(t *testing.T) {
+	t.Parallel()
+	r := registrytest.Start(t)
+	s := open(t, r.URL("dr"), r.Options())
+	put := func(tag, note string) error {
+		_, err := s.PutManifest(t.Context(), tag, ocispec.MediaTypeImageManifest, storetest.ManifestOf(t, s, note))
+		return err
+	}
+	for n := 1; n <= 2; n++ {
+		if err := put(fmt.Sprintf("s.shop.%d", n), fmt.Sprint(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantErr(t, "another manifest", put("s.shop.2", "other"), store.ErrTagTaken, "names sha256:")
+	wantErr(t, "a gap", put("s.shop.4", "4"), store.ErrRefused, "s.shop.3 does not exist")
+	wantErr(t, "a pack tag that does not fit", put("m."+strings.Repeat("0", 32), "x"), store.ErrRefused, "TAG_INVALID")
+	d, err := s.ResolveTag(t.Context(), "s.shop.2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "delete what a tag names", s.DeleteManifest(t.Context(), d), store.ErrRefused, "s.shop.2")
+	if err := s.DeleteTag(t.Context(), "s.shop.2"); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "a number that was deleted", put("s.shop.2", "other"), store.ErrTagTaken, "used and deleted")
+	if err := put("s.shop.3", "3"); err != nil {
+		t.Errorf("the next number: %v", err)
+	}
+}
+
+func TestOwnRegistryAccess(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	hash, err := bcrypt.GenerateFromPassword([]byte(secret), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, content string) string {
+		f := filepath.Join(dir, name)
+		if err := os.WriteFile(f, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	htpasswd := write("htpasswd", fmt.Sprintf("main:%s\nauditor:%s\n", hash, hash))
+	roles := write("roles", "main: {role: writer, names: [dr], systems: [shop]}\nauditor: {role: reader, names: [dr]}\n")
+	r := registrytest.Start(t, func(c *registry.Config) { c.Htpasswd, c.Roles = htpasswd, roles })
+	as := func(user, password, name string) store.Store {
+		o := r.Options()
+		o.Username, o.Password = user, password
+		return open(t, r.URL(name), o)
+	}
+	writer, reader := as("main", secret, "dr"), as("auditor", secret, "dr")
+	body := storetest.ManifestOf(t, writer, "x")
+	if _, err := writer.PutManifest(t.Context(), "s.shop.1", ocispec.MediaTypeImageManifest, body); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := reader.GetManifest(t.Context(), "s.shop.1"); err != nil || m.Digest != digest.FromBytes(body) {
+		t.Errorf("reader reads: %v", err)
+	}
+	put := func(s store.Store, tag string) error {
+		_, err := s.PutManifest(t.Context(), tag, ocispec.MediaTypeImageManifest, body)
+		return err
+	}
+	wantErr(t, "writer writes a key", put(writer, "key.1"), store.ErrForbidden, "key.1")
+	wantErr(t, "writer writes for another system", put(writer, "s.blog.1"), store.ErrForbidden, "system blog")
+	wantErr(t, "writer deletes", writer.DeleteTag(t.Context(), "s.shop.1"), store.ErrForbidden, "does not delete")
+	wantErr(t, "reader writes", put(reader, "s.shop.2"), store.ErrForbidden, "does not write")
+	_, err = reader.PutBlob(t.Context(), digest.FromString("y"), 1, storetest.Bytes([]byte("y")))
+	wantErr(t, "reader uploads", err, store.ErrForbidden, "does not write")
+	_, err = as("main", secret, "other").Tags(t.Context(), "")
+	wantErr(t, "another name", err, store.ErrForbidden, "no access to name")
+	for _, user := range []string{"main", "nobody"} {
+		_, err = as(user, "wrong"+secret, "dr").Capabilities(t.Context())
+		wantErr(t, "wrong password", err, store.ErrUnauthorized, "wrong user or password")
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("password in the error: %v", err)
+		}
+	}
+}
