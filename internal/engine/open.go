@@ -145,7 +145,6 @@ type facts struct {
 	rootless          bool
 	containerdAddress string // empty before API 1.46
 	containerdNS      string
-	execRoot          string
 }
 
 func (e *Engine) facts(ctx context.Context) (facts, error) {

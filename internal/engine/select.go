@@ -57,7 +57,7 @@ func choose(all []container.Summary, sel Selector) ([]container.Summary, error) 
 		}
 		if len(picked) == 0 {
 			known := slices.Sorted(maps.Keys(projects))
-			return nil, fmt.Errorf("Compose project %q has no containers on this engine%s: %w", sel.Project, nearNames(sel.Project, "projects", known), dr.ErrNotFound)
+			return nil, fmt.Errorf("project %q of Compose has no containers on this engine%s: %w", sel.Project, nearNames(sel.Project, "projects", known), dr.ErrNotFound)
 		}
 	}
 	for _, want := range sel.Containers {

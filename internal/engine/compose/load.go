@@ -63,7 +63,14 @@ func Load(ctx context.Context, l Labels, path PathFunc) (*Model, error) {
 	for _, f := range l.ConfigFiles {
 		found.composeFile(f, env, 0)
 	}
-	project, err := parse(ctx, l, path, env)
+	project, err := parse(ctx, l, path, env, false)
+	if err != nil {
+		// What one included file is missing must not hide the rest.
+		if rest, restErr := parse(ctx, l, path, env, true); restErr == nil {
+			found.warn("the Compose files were read without those that they include: %v", err)
+			project, err = rest, nil
+		}
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -97,7 +104,7 @@ func (m *Model) services(p *types.Project) {
 // parse runs Compose's own loader. It must work for files of both generations
 // and of hosts whose environment is not ours: nothing is validated beyond what
 // is needed, and variables without a value are empty.
-func parse(ctx context.Context, l Labels, path PathFunc, env types.Mapping) (*types.Project, error) {
+func parse(ctx context.Context, l Labels, path PathFunc, env types.Mapping, skipInclude bool) (*types.Project, error) {
 	if len(l.ConfigFiles) == 0 {
 		return nil, nil
 	}
@@ -118,6 +125,7 @@ func parse(ctx context.Context, l Labels, path PathFunc, env types.Mapping) (*ty
 		project, err = loader.LoadWithContext(ctx, details, func(o *loader.Options) {
 			o.SetProjectName(l.Project, true)
 			o.SkipValidation = true
+			o.SkipInclude = skipInclude
 			o.SkipConsistencyCheck = true
 			o.SkipResolveEnvironment = true
 			o.SkipResolveLabels = true

@@ -103,8 +103,20 @@ func RootFS(t testing.TB, program string) []byte {
 // ImageRef is the name of the image that Image makes.
 const ImageRef = "lbtest-probe:1"
 
-// Image imports the probe's image, with a volume at /anon, and returns its id.
+// Image is Import for the time of the test.
 func Image(t testing.TB, e *engine.Engine) string {
+	t.Helper()
+	id := Import(t, e)
+	t.Cleanup(func() {
+		if err := e.RemoveImage(context.Background(), id); err != nil {
+			t.Errorf("remove image: %v", err)
+		}
+	})
+	return id
+}
+
+// Import imports the probe's image, with a volume at /anon, and returns its id.
+func Import(t testing.TB, e *engine.Engine) string {
 	t.Helper()
 	id, err := e.ImportImage(t.Context(), bytes.NewReader(RootFS(t, Probe(t))), ImageRef, []string{
 		`ENTRYPOINT ["/probe"]`, `CMD ["sleep"]`, `VOLUME /anon`, `LABEL org.example.test=yes`, `EXPOSE 8080`,
@@ -112,11 +124,6 @@ func Image(t testing.TB, e *engine.Engine) string {
 	if err != nil {
 		t.Fatalf("import image: %v", err)
 	}
-	t.Cleanup(func() {
-		if err := e.RemoveImage(context.Background(), id); err != nil {
-			t.Errorf("remove image: %v", err)
-		}
-	})
 	return id
 }
 
