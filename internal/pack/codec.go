@@ -134,11 +134,8 @@ func (c *Codec) Decode(dst, payload []byte, plain int) ([]byte, error) {
 // wrong costs some bytes and nothing else.
 func Compressible(data []byte) bool {
 	const look = 1 << 10
-	if len(data) < 512 {
-		return true // the estimate is blind there
-	}
-	if len(data) <= 2*look {
-		return compress.Estimate(data) > 0.05
+	if len(data) < 4*look {
+		return true // mostly text, and not worth the look
 	}
 	mid := len(data) / 2
 	return compress.Estimate(data[mid-look/2:mid+look/2]) > 0.05 ||

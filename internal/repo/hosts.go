@@ -252,12 +252,40 @@ func (r *Repo) Enrol(ctx context.Context) (notice string, err error) {
 			return notice, nil
 		}
 		h := hostRecord{Format: 1, Host: id, Action: actionEnrol, Subject: id, Name: r.opts.HostName, Created: time.Now().UTC()}
-		if err := r.putHostRecord(ctx, h); err != nil {
+		err = r.putHostRecord(ctx, h)
+		if errors.Is(err, store.ErrForbidden) {
+			return "", fmt.Errorf("this login may not enrol hosts; have an operator run: lifeboat host enroll %s: %w", id, err)
+		}
+		if err != nil {
 			return "", fmt.Errorf("enrol host %s: %w", id.Short(), err)
 		}
 		notice = fmt.Sprintf("host %s was enrolled in repository %s; it may write from now on", id.Short(), r.ID())
 	}
 	return "", fmt.Errorf("enrol host %s: the record was stored but is not listed: %w", id.Short(), dr.ErrOutcomeUnknown)
+}
+
+// EnrolHost makes another host known, which then may write: for registries
+// where only an operator may. dr.ErrHeld when it was revoked before: then it
+// needs a new key.
+func (r *Repo) EnrolHost(ctx context.Context, id dr.HostID, name string) error {
+	what := "enrol host " + id.Short()
+	if err := r.enrolForWriting(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	s, err := r.hosts.lookup(ctx, id)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", what, err)
+	case s != nil && s.revoked:
+		return fmt.Errorf("%s: %w: %w", what, ErrRevoked, dr.ErrHeld)
+	case s != nil:
+		return nil
+	}
+	h := hostRecord{Format: 1, Host: r.HostID(), Action: actionEnrol, Subject: id, Name: name, Created: time.Now().UTC()}
+	if err := r.putHostRecord(ctx, h); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
 }
 
 // enrolForWriting enrols this host and tells the operator. It looks whether the

@@ -12,6 +12,7 @@ import (
 	"lifeboat/internal/fence"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/repotest"
+	"lifeboat/internal/store"
 	"lifeboat/internal/store/faults"
 )
 
@@ -317,6 +318,42 @@ func TestHosts(t *testing.T) {
 	snaps, problems, err := b.Host("newcomer").Snapshots(t.Context(), "shop")
 	if err != nil || len(snaps) != 0 || len(problems) != 1 || !strings.Contains(problems[0].String(), "not enrolled") {
 		t.Fatalf("snapshots %v, problems %v, %v", snaps, problems, err)
+	}
+}
+
+// Where only an operator may enrol, a new host is told what to ask for, and
+// writes once that was done.
+func TestOperatorEnrols(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	key, err := repo.LoadOrCreateHostKey(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := b.Options("restricted")
+	o.Host = key
+	forbidden := faults.New(t, b.Store, faults.Fault{Op: faults.PutManifest, Kind: faults.Before, Err: store.ErrForbidden})
+	r, err := open(t, forbidden, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.NewWriter(t.Context(), repo.WriterOptions{System: "shop"})
+	if !errors.Is(err, store.ErrForbidden) || !strings.Contains(err.Error(), "lifeboat host enroll "+key.ID().String()) {
+		t.Fatalf("error %v", err)
+	}
+	operator := b.Host("operator")
+	for range 2 {
+		if err := operator.EnrolHost(t.Context(), key.ID(), "restricted"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := mustSnapshot(t, r, "shop", nil, content(1, 3))
+	mustHold(t, operator, s, content(1, 3))
+	if err := operator.Revoke(t.Context(), key.ID(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := operator.EnrolHost(t.Context(), key.ID(), "restricted"); !errors.Is(err, dr.ErrHeld) {
+		t.Fatalf("enrol a revoked host: %v", err)
 	}
 }
 
