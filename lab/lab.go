@@ -86,6 +86,8 @@ type SiteOptions struct {
 	// HostNetwork gives the site the machine's own network: no WAN, no bridge, no published ports.
 	// Building images needs it to fetch packages.
 	HostNetwork bool
+	// DataRoot, when set, is a directory for the engine's data that is not the site's and survives it.
+	DataRoot string
 	// Off leaves the site switched off; Site.Start switches it on.
 	Off bool
 }
@@ -258,6 +260,7 @@ func configure(ctx context.Context, opts Options) (warden.Config, error) {
 		if err != nil {
 			return conf, err
 		}
+		engine.DataRoot = s.DataRoot
 		engine.Daemon = merge(engine.Daemon, s.Daemon)
 		number := byte(i + 1)
 		conf.Sites = append(conf.Sites, warden.SiteConfig{

@@ -133,7 +133,7 @@ func TestCopyIsEqualAndSurvivesSaving(t *testing.T) {
 	if len(want) != 11 || want["dir/linked"].LinkedTo != "dir/linked" || want["file"].LinkedTo != "dir/linked" || want["gone"].Type != treecmp.Whiteout {
 		t.Fatalf("fingerprint: %+v", want)
 	}
-	if sub := want.Under("dir"); len(sub) != 3 || sub["."].Type != treecmp.Dir || sub["linked"].Type != treecmp.File {
+	if sub := want.Under("dir"); len(sub) != 3 || sub["."].Type != treecmp.Dir || sub["linked"].Type != treecmp.File || sub["linked"].LinkedTo != "" {
 		t.Fatalf("part of the tree: %+v", sub)
 	}
 }

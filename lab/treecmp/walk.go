@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,17 +59,7 @@ func Fingerprint(root string, opts Options) (Tree, error) {
 	if err := w.add(fd, "", ".", st); err != nil {
 		return nil, fmt.Errorf("take fingerprint of %s: %w", root, err)
 	}
-	for _, names := range w.inodes {
-		if len(names) < 2 {
-			continue
-		}
-		first := slices.Min(names)
-		for _, n := range names {
-			e := w.tree[n]
-			e.LinkedTo = first
-			w.tree[n] = e
-		}
-	}
+	w.tree.link(maps.Values(w.inodes))
 	return w.tree, nil
 }
 
@@ -269,17 +262,41 @@ func grow(f func([]byte) (int, error)) ([]byte, error) {
 	}
 }
 
-// Under returns the part of the tree below dir, with dir as its root.
+// Under returns the part of the tree below dir, with dir as its root. Hard links that lead out of the
+// part do not count.
 func (t Tree) Under(dir string) Tree {
 	dir = path.Clean(dir)
 	part := Tree{}
+	groups := map[string][]string{}
 	for p, e := range t {
-		switch {
-		case p == dir:
-			part["."] = e
-		case len(p) > len(dir) && p[:len(dir)] == dir && p[len(dir)] == '/':
-			part[p[len(dir)+1:]] = e
+		name := "."
+		if p != dir {
+			if !strings.HasPrefix(p, dir+"/") {
+				continue
+			}
+			name = p[len(dir)+1:]
+		}
+		if e.LinkedTo != "" {
+			groups[e.LinkedTo] = append(groups[e.LinkedTo], name)
+			e.LinkedTo = ""
+		}
+		part[name] = e
+	}
+	part.link(maps.Values(groups))
+	return part
+}
+
+// link notes in the entries which names are of one file.
+func (t Tree) link(groups iter.Seq[[]string]) {
+	for names := range groups {
+		if len(names) < 2 {
+			continue
+		}
+		first := slices.Min(names)
+		for _, n := range names {
+			e := t[n]
+			e.LinkedTo = first
+			t[n] = e
 		}
 	}
-	return part
 }

@@ -98,9 +98,13 @@ func (h *host) engineArgs() ([]string, error) {
 	if err := os.WriteFile(h.dir("daemon.json"), data, 0o600); err != nil {
 		return nil, fmt.Errorf("write daemon.json: %w", err)
 	}
+	root := h.conf.Engine.DataRoot
+	if root == "" {
+		root = h.dir("disk", "docker")
+	}
 	args := []string{
 		"--config-file", h.dir("daemon.json"),
-		"--data-root", h.dir("disk", "docker"),
+		"--data-root", root,
 		"--exec-root", h.dir("run", "docker"),
 		"--pidfile", h.dir("run", "docker.pid"),
 		"--host", "unix://" + h.lab.EngineSocket(h.conf.Name),

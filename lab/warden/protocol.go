@@ -49,6 +49,9 @@ type EngineConfig struct {
 	Usr string `json:"usr,omitempty"`
 	// Daemon is the content of the engine's daemon.json.
 	Daemon map[string]any `json:"daemon,omitempty"`
+	// DataRoot is where the engine keeps its data; empty means the site's disk. A directory elsewhere
+	// survives the laboratory.
+	DataRoot string `json:"data_root,omitempty"`
 	// StorageDriver is passed on when it is not empty.
 	StorageDriver string `json:"storage_driver,omitempty"`
 }
