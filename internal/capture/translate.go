@@ -47,6 +47,15 @@ func StripLabels(config json.RawMessage) (json.RawMessage, error) {
 	})
 }
 
+// SameJSON compares two JSON objects whatever their spacing and the order of
+// their keys.
+func SameJSON(a, b json.RawMessage) bool {
+	nothing := func(map[string]any) {}
+	x, errX := edit(a, nothing)
+	y, errY := edit(b, nothing)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
 // edit changes a JSON object, keeping numbers as they are written; the result
 // has sorted keys.
 func edit(raw json.RawMessage, f func(map[string]any)) (json.RawMessage, error) {
@@ -127,7 +136,7 @@ func (o *original) container(c dr.Container, b *site.Bringup) (dr.Container, err
 		return c, err
 	}
 	was, ok := b.Containers[c.Name]
-	if ok && bytes.Equal(now, was.Local) {
+	if ok && SameJSON(now, was.Local) {
 		back := was.Original
 		if c.Layer != "" && back.Layer != c.Layer {
 			o.rename(c.Layer, back.Layer)
@@ -173,7 +182,7 @@ func differing(a, b json.RawMessage) string {
 }
 
 func (o *original) network(n dr.Network, b *site.Bringup) dr.Network {
-	if was, ok := b.Networks[n.Name]; ok && bytes.Equal(n.Spec, was.Local) {
+	if was, ok := b.Networks[n.Name]; ok && SameJSON(n.Spec, was.Local) {
 		return was.Original
 	}
 	return n

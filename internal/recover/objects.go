@@ -71,7 +71,7 @@ func (b *bringUp) bringNetworks(ctx context.Context) error {
 		case errors.Is(err, dr.ErrNotFound):
 		case err != nil:
 			return err
-		case sameJSON(have.Spec, n.Spec):
+		case capture.SameJSON(have.Spec, n.Spec):
 			continue
 		case !b.survey.own["network:"+n.Name]:
 			return fmt.Errorf("network %s appeared meanwhile and is not the system's own: %w", n.Name, dr.ErrHeld)
@@ -86,16 +86,6 @@ func (b *bringUp) bringNetworks(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-func sameJSON(a, b json.RawMessage) bool {
-	var x, y any
-	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
-		return false
-	}
-	ra, err1 := json.Marshal(x)
-	rb, err2 := json.Marshal(y)
-	return err1 == nil && err2 == nil && string(ra) == string(rb)
 }
 
 // bringVolumes creates missing volumes and the directories of bind mounts. What
@@ -240,7 +230,7 @@ func (b *bringUp) sameContainer(ctx context.Context, want dr.Container, have eng
 		return false, err
 	}
 	w, err := capture.Comparable(want)
-	return err == nil && string(a) == string(w), err
+	return err == nil && capture.SameJSON(a, w), err
 }
 
 // withoutRestart creates with the restart policy "no": a marked tree must not

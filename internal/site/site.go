@@ -107,7 +107,7 @@ func (s *State) save(sys dr.System, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(v, "", " ")
+	raw, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
