@@ -169,6 +169,34 @@ func TestAddSystemMakesTheFile(t *testing.T) {
 	}
 }
 
+func TestSetRegistry(t *testing.T) {
+	t.Parallel()
+	pin := "sha256:" + strings.Repeat("5f", 32)
+	for name, before := range map[string]string{"no file": "", "keys": "site: main\nstate_dir: /s\n", "flow": "{site: main}\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "lifeboat.yaml")
+			if before != "" {
+				if err := os.WriteFile(path, []byte(before), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, want := range []bool{true, false} {
+				if changed, err := config.SetRegistry(path, pin, "/ca.pem"); err != nil || changed != want {
+					t.Fatalf("run %d: changed %v, %v", i, changed, err)
+				}
+			}
+			c, err := config.Load(path)
+			if err != nil || c.Registry.Fingerprint != pin || c.Registry.CAFile != "/ca.pem" {
+				t.Errorf("%+v, %v:\n%s", c, err, read(t, path))
+			}
+			if _, err := config.SetRegistry(path, "", "/other.pem"); !errors.Is(err, dr.ErrHeld) {
+				t.Errorf("another certificate: %v", err)
+			}
+		})
+	}
+}
+
 func TestEditKeepsModeOwnerAndLink(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -3,6 +3,8 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -86,6 +88,12 @@ func valueNode(value any) *yaml.Node {
 		n := &yaml.Node{Kind: yaml.MappingNode}
 		for name, s := range v {
 			put(n, name, systemNode(s))
+		}
+		return n
+	case map[string]string:
+		n := &yaml.Node{Kind: yaml.MappingNode}
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			put(n, key, textNode(v[key]))
 		}
 		return n
 	default:
