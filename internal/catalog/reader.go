@@ -97,6 +97,14 @@ func (r *Reader) Clone() *Reader {
 	return &Reader{src: r.src, table: r.table, pages: r.pages, foundPage: -1}
 }
 
+// CloneVia is Clone with another source in between, a cache for one: wrap gets
+// the source of r. What it returns may be a BatchSource or not.
+func (r *Reader) CloneVia(wrap func(Source) Source) *Reader {
+	c := r.Clone()
+	c.src = wrap(r.src)
+	return c
+}
+
 // Rewind goes back to the start.
 func (r *Reader) Rewind() {
 	r.next, r.entries, r.prev, r.started, r.dirs, r.loose = 0, nil, "", false, nil, false

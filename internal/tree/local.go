@@ -93,17 +93,29 @@ type localStore struct {
 
 func (s *localStore) Put(_ context.Context, data []byte) (dr.UnitRef, error) {
 	ref := dr.UnitRef{ID: s.unitID(data), Len: uint32(len(data))}
+	return ref, s.keep(ref, data)
+}
+
+// keep stores data, which is the unit ref.
+func (s *localStore) keep(ref dr.UnitRef, data []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, known := s.at[ref.ID]; known {
-		return ref, nil
+		return nil
 	}
 	if _, err := s.f.WriteAt(data, s.end); err != nil {
-		return ref, fmt.Errorf("local catalog: %w", err)
+		return fmt.Errorf("local catalog: %w", err)
 	}
 	s.at[ref.ID] = s.end
 	s.end += int64(len(data))
-	return ref, nil
+	return nil
+}
+
+func (s *localStore) has(ref dr.UnitRef) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.at[ref.ID]
+	return ok
 }
 
 func (s *localStore) Unit(_ context.Context, ref dr.UnitRef) ([]byte, error) {

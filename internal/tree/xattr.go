@@ -44,7 +44,6 @@ type xattrReader struct {
 	overlay bool
 	names   []byte
 	value   []byte
-	path    []byte
 }
 
 func newXattrReader(overlay bool) *xattrReader {

@@ -1,0 +1,100 @@
+package tree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/catalog"
+	"lifeboat/internal/dr"
+)
+
+// ExtractOptions say how files of a snapshot are laid out for people.
+type ExtractOptions struct {
+	// Path takes only this entry and what is below it, with the directories
+	// that lead there; "" takes all.
+	Path string
+	// Whiteouts says what becomes of deletions in a writable layer.
+	Whiteouts WhiteoutMode
+	// Denied is told what could not be kept (owners without privilege, say);
+	// nil makes such a thing an error. Called concurrently.
+	Denied func(path, what string, err error)
+	// UnitID is the keyed hash of the repository.
+	UnitID func(data []byte) dr.UnitID
+	// TempDir takes unnamed temporary files; "" is the system's.
+	TempDir string
+	// Progress may be nil. Called concurrently.
+	Progress func(ApplyProgress)
+}
+
+// Extract writes a tree, or a part of it, below dir, which is absent or empty:
+// what is there is nobody's to overwrite. A tree that is a single file is
+// written to dir as its path. Opaque directories become ordinary ones. Without
+// root it keeps what it can and reports the rest to Denied.
+func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFetcher, o ExtractOptions) (ApplyStats, error) {
+	if err := catalog.CheckPath(o.Path); err != nil {
+		return ApplyStats{}, fmt.Errorf("extract: %w: %w", err, dr.ErrUsage)
+	}
+	if o.Path != "" {
+		if _, err := target.Clone().Lookup(ctx, o.Path); err != nil {
+			return ApplyStats{}, fmt.Errorf("extract: %w", err)
+		}
+	}
+	if err := vacant(dir); err != nil {
+		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
+	}
+	if o.TempDir == "" {
+		o.TempDir = os.TempDir()
+	}
+	a, err := newApplier(ctx, dir, target, src, ApplyOptions{
+		StateDir: o.TempDir, UnitID: o.UnitID, Whiteouts: o.Whiteouts, Denied: o.Denied, Progress: o.Progress,
+	})
+	if err != nil {
+		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
+	}
+	a.only = o.Path
+	err = errors.Join(a.run(ctx, nil), a.close())
+	if err != nil {
+		return a.result(), fmt.Errorf("extract to %s: %w", dir, err)
+	}
+	return a.result(), nil
+}
+
+// vacant reports an error for anything but an absent path or an empty
+// directory.
+func vacant(path string) error {
+	names, err := os.ReadDir(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case errors.Is(err, unix.ENOTDIR):
+		return fmt.Errorf("it is a file; name a directory that does not exist yet: %w", dr.ErrUsage)
+	case err != nil:
+		return err
+	case len(names) > 0:
+		return fmt.Errorf("the directory is not empty; name one that is, or that does not exist yet: %w", dr.ErrUsage)
+	}
+	return nil
+}
+
+// inScope reports whether an entry is wanted: the path itself, what is below
+// it, and the directories above.
+func (a *applier) inScope(path string) bool {
+	return a.only == "" || path == a.only || catalog.Under(path, a.only) || catalog.Under(a.only, path)
+}
+
+// unlinked turns a link to a file that is not wanted into a file of its own.
+func (a *applier) unlinked(ctx context.Context, e *catalog.Entry) (*catalog.Entry, error) {
+	if a.only == "" || e.Type != catalog.HardLink || e.Target == a.only || catalog.Under(e.Target, a.only) {
+		return e, nil
+	}
+	t, err := a.target.Lookup(ctx, e.Target)
+	if err != nil {
+		return nil, err
+	}
+	t.Path, t.LinkGroup = e.Path, false
+	return &t, nil
+}
