@@ -184,6 +184,9 @@ func (e *Engine) CreateContainer(ctx context.Context, c dr.Container, o CreateOp
 	addLabels(req, o.Labels)
 	req["HostConfig"] = host.raw()
 	first, later := e.splitEndpoints(host.text("NetworkMode"), c.Endpoints)
+	if e.before("1.44") {
+		oldMAC(req, first)
+	}
 	req.set("NetworkingConfig", map[string]any{"EndpointsConfig": first})
 
 	q := url.Values{"name": {name}}
@@ -245,6 +248,17 @@ func (e *Engine) splitEndpoints(mode string, all map[string]json.RawMessage) (fi
 		}
 	}
 	return first, later
+}
+
+// oldMAC puts the MAC address of the request's one network where older engines
+// look for it.
+func oldMAC(req object, endpoints map[string]json.RawMessage) {
+	for _, ep := range endpoints {
+		o, err := parseObject(ep)
+		if mac := o.text("MacAddress"); err == nil && mac != "" {
+			req.set("MacAddress", mac)
+		}
+	}
 }
 
 // modeNetwork is the network that a network mode means.

@@ -25,10 +25,7 @@ func (e *Engine) Discover(ctx context.Context, sel Selector) (*System, error) {
 	if err != nil {
 		return nil, err
 	}
-	h, err := e.HostFS(ctx)
-	if err != nil {
-		return nil, err
-	}
+	h := e.hostFS(f)
 	all, err := e.listAll(ctx)
 	if err != nil {
 		return nil, err

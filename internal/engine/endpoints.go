@@ -55,6 +55,11 @@ func normaliseEndpoints(in inspected, refs *references, mac requestedMAC) map[st
 		if m := mac(in, name); m != "" {
 			kept.set("MacAddress", m)
 		}
+		// Before API 1.44 an address is asked for in the container's configuration,
+		// for its mode's network.
+		if m := in.config.text("MacAddress"); m != "" && (name == modeNetwork(string(mode)) || len(in.endpoints) == 1) {
+			kept.set("MacAddress", m)
+		}
 		out[name] = kept.raw()
 	}
 	if len(out) == 0 {
@@ -91,9 +96,6 @@ func macFinder(h HostFS, f facts) requestedMAC {
 		}
 		if generatedMAC(ep, shown) {
 			return ""
-		}
-		if in.config.text("MacAddress") == shown {
-			return "" // it is kept there
 		}
 		if versions.LessThan(f.Version, "28") {
 			return shown

@@ -9,9 +9,11 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -358,4 +360,45 @@ func TestDiscoverFails(t *testing.T) {
 	if _, err := e.Discover(t.Context(), engine.Selector{Containers: []string{"c"}}); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestAnotherUser: a user who may use the engine but not read its files is told
+// so, and gets everything that does not need them.
+func TestAnotherUser(t *testing.T) {
+	t.Parallel()
+	f, e := startFake(t, fake.Options{})
+	if _, err := e.CreateContainer(t.Context(), plain("c"), engine.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	socket := strings.TrimPrefix(f.Host(), "unix://")
+	dir := filepath.Dir(socket)
+	binary := filepath.Join(dir, "self")
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(binary, self, 0o755), os.Chmod(dir, 0o755), os.Chmod(socket, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), binary, "-test.run=^TestAsAnotherUser$", "--", "discover", f.Host())
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "local false") || !strings.Contains(string(out), "layer layer:c") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestAsAnotherUser is what TestAnotherUser runs, and does nothing otherwise.
+func TestAsAnotherUser(t *testing.T) {
+	i := slices.Index(os.Args, "discover")
+	if i < 0 || i+1 >= len(os.Args) {
+		return
+	}
+	e := enginetest.Open(t, os.Args[i+1])
+	sys, err := e.Discover(t.Context(), engine.Selector{Containers: []string{"c"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("local %v (%s)\nlayer %s\n", sys.HostFS.Local, sys.HostFS.Reason, sys.Containers[0].Layer)
 }

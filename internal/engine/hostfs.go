@@ -32,6 +32,8 @@ type HostFS struct {
 	EnginePID int
 	// RootDir is the engine's data directory, in its own mount namespace.
 	RootDir string
+
+	facts facts
 }
 
 // Root is the prefix under which the engine's mount namespace is visible here,
@@ -45,28 +47,36 @@ func (e *Engine) HostFS(ctx context.Context) (HostFS, error) {
 	if err != nil {
 		return HostFS{}, err
 	}
-	h := HostFS{RootDir: f.rootDir}
+	return e.hostFS(f), nil
+}
+
+func (e *Engine) hostFS(f facts) HostFS {
+	h := HostFS{RootDir: f.rootDir, facts: f}
 	if e.socket == "" {
 		h.Reason = "the engine is reached over the network (" + redactHost(e.host) + ")"
-		return h, nil
+		return h
 	}
 	pid, err := enginePID(e.socket)
 	if err != nil && e.hostRoot == "" {
 		h.Reason = err.Error()
-		return h, nil
+		return h
 	}
 	h.EnginePID = pid
 	var why []string
 	for _, prefix := range e.candidates(pid) {
-		if err := canSee(prefix, f.rootDir); err != nil {
+		err := canSee(prefix, f.rootDir)
+		if err == nil {
+			err = canReadAll(prefix, f)
+		}
+		if err != nil {
 			why = append(why, err.Error())
 			continue
 		}
 		h.Prefix, h.Local = prefix, true
-		return h, nil
+		return h
 	}
 	h.Reason = strings.Join(why, "; ")
-	return h, nil
+	return h
 }
 
 // candidates lists the prefixes to try, the best first. An equal mount
@@ -121,6 +131,44 @@ func canSee(prefix, rootDir string) error {
 		return fmt.Errorf("the engine's data directory %s is not visible (%v)", rootDir, err)
 	}
 	return nil
+}
+
+// canReadAll checks that this process may read files of any owner, not only see
+// the directory: that takes root or its right to read. An engine without root
+// keeps its containers' files under ids that only its own user namespace has.
+func canReadAll(prefix string, f facts) error {
+	if os.Geteuid() == 0 || mayReadAll() {
+		return nil
+	}
+	h := HostFS{Prefix: prefix, Local: true}
+	p, err := h.Path(f.rootDir)
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(p)
+	if err != nil {
+		return fmt.Errorf("the engine's data directory %s: %w", f.rootDir, err)
+	}
+	if own, ok := st.Sys().(*syscall.Stat_t); ok && int(own.Uid) == os.Geteuid() && !f.rootless {
+		return nil
+	}
+	return errors.New("the engine's files cannot all be read by this user")
+}
+
+// mayReadAll reports whether the process has CAP_DAC_READ_SEARCH or
+// CAP_DAC_OVERRIDE.
+func mayReadAll() bool {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.SplitSeq(string(b), "\n") {
+		if v, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			caps, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			return err == nil && caps&(1<<2|1<<1) != 0
+		}
+	}
+	return false
 }
 
 // Path maps an absolute path of the engine's mount namespace to one that this

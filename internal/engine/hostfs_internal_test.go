@@ -157,7 +157,7 @@ func FuzzParseMountInfo(f *testing.F) {
 
 func TestContainerdAddresses(t *testing.T) {
 	t.Parallel()
-	got := containerdAddresses(facts{containerdAddress: "unix:///x/c.sock"}, HostFS{})
+	got := containerdAddresses(HostFS{facts: facts{containerdAddress: "unix:///x/c.sock"}})
 	if len(got) != 3 || got[0] != "/x/c.sock" {
 		t.Errorf("got %q", got)
 	}

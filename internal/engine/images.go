@@ -93,7 +93,7 @@ func (e *Engine) ImageBytes(ctx context.Context, ref string) (ImageBytes, error)
 		return ImageBytes{}, fmt.Errorf("configuration of image %s: %s", ref, h.Reason)
 	}
 	if img.ConfigDigest != "" {
-		return e.classicImageBytes(ctx, h, img)
+		return classicImageBytes(h, img)
 	}
 	b, err := e.contentImageBytes(ctx, h, img)
 	if err != nil {
@@ -103,13 +103,9 @@ func (e *Engine) ImageBytes(ctx context.Context, ref string) (ImageBytes, error)
 }
 
 // classicImageBytes reads the image database of a graph driver engine.
-func (e *Engine) classicImageBytes(ctx context.Context, h HostFS, img Image) (ImageBytes, error) {
-	f, err := e.facts(ctx)
-	if err != nil {
-		return ImageBytes{}, err
-	}
+func classicImageBytes(h HostFS, img Image) (ImageBytes, error) {
 	hexID := strings.TrimPrefix(img.ID, "sha256:")
-	p, err := h.Path(filepath.Join(h.RootDir, "image", f.StorageDriver, "imagedb/content/sha256", hexID))
+	p, err := h.Path(filepath.Join(h.RootDir, "image", h.facts.StorageDriver, "imagedb/content/sha256", hexID))
 	if err != nil {
 		return ImageBytes{}, fmt.Errorf("configuration of image %s: %w", img.ID, err)
 	}

@@ -187,18 +187,14 @@ func (e *Engine) snapshotLayer(ctx context.Context, h HostFS, id, driver string)
 
 // containerd connects to the containerd that the engine uses.
 func (e *Engine) containerd(ctx context.Context, h HostFS) (*containerdsnap.Client, error) {
-	f, err := e.facts(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var errs []error
-	for _, addr := range containerdAddresses(f, h) {
+	for _, addr := range containerdAddresses(h) {
 		p, err := h.Path(addr)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		c, err := containerdsnap.Dial(ctx, p, f.containerdNS)
+		c, err := containerdsnap.Dial(ctx, p, h.facts.containerdNS)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -210,7 +206,7 @@ func (e *Engine) containerd(ctx context.Context, h HostFS) (*containerdsnap.Clie
 
 // containerdAddresses lists where the engine's containerd may listen, the
 // surest first: what the engine says, what its command line says, defaults.
-func containerdAddresses(f facts, h HostFS) []string {
+func containerdAddresses(h HostFS) []string {
 	var out []string
 	add := func(a string) {
 		a = strings.TrimPrefix(a, "unix://")
@@ -218,7 +214,7 @@ func containerdAddresses(f facts, h HostFS) []string {
 			out = append(out, a)
 		}
 	}
-	add(f.containerdAddress)
+	add(h.facts.containerdAddress)
 	if h.EnginePID > 0 {
 		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", h.EnginePID))
 		if err == nil {

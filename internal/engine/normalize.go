@@ -76,6 +76,7 @@ func normalise(in inspected, img *Image, f facts, refs *references, mac requeste
 	config, host := clone(in.config), clone(in.hostConfig)
 	needs, notes = refs.rewriteHostConfig(host)
 	normaliseNetworkMode(in, f, config, host)
+	delete(config, "MacAddress") // it is kept with the endpoint
 	normaliseEntrypoint(config, img)
 	normaliseDefaults(f, host)
 	bindAnonymous(in, host, refs)
@@ -115,11 +116,8 @@ func normaliseNetworkMode(in inspected, f facts, config, host object) {
 	mode := in.HostConfig.NetworkMode
 	switch {
 	case mode.IsContainer():
-		for _, field := range []string{"Hostname", "Domainname", "MacAddress"} {
-			if _, ok := config[field]; ok {
-				config.set(field, "")
-			}
-		}
+		config.set("Hostname", "")
+		config.set("Domainname", "")
 		delete(config, "ExposedPorts")
 		host.set("PortBindings", map[string]any{})
 		host.set("PublishAllPorts", false)

@@ -155,7 +155,6 @@ func TestMACAddress(t *testing.T) {
 	}{
 		{"made from the address", "20.10.24", true, "02:42:0a:00:00:05", "10.0.0.5", `{}`, ""},
 		{"asked for, older engine", "20.10.24", true, "de:ad:00:00:00:01", "10.0.0.5", `{}`, "de:ad:00:00:00:01"},
-		{"asked for in the configuration", "20.10.24", true, "de:ad:00:00:00:01", "10.0.0.5", `{"MacAddress":"de:ad:00:00:00:01"}`, ""},
 		{"not running", "28.0.0", false, "de:ad:00:00:00:01", "", `{}`, "de:ad:00:00:00:01"},
 		{"random, newer engine", "28.0.0", true, "de:ad:00:00:00:01", "10.0.0.5", `{}`, ""},
 	} {
@@ -167,6 +166,23 @@ func TestMACAddress(t *testing.T) {
 		if got := macFinder(HostFS{}, facts{EngineInfo: dr.EngineInfo{Version: c.version}})(in, "n"); got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
+	}
+}
+
+// TestOldMAC: an address that was asked for in the configuration is kept with
+// the endpoint, and given to older engines where they look for it.
+func TestOldMAC(t *testing.T) {
+	t.Parallel()
+	in := seen(t, `{"MacAddress":"de:ad:00:00:00:01"}`, `{"NetworkMode":"front"}`, nil)
+	in.endpoints["front"], in.endpoints["back"] = object{}, object{}
+	c, _, _ := normalise(in, nil, facts{}, refsForTest(), noMAC)
+	if got := string(c.Endpoints["front"]) + string(c.Endpoints["back"]) + string(c.Config); got != `{"MacAddress":"de:ad:00:00:00:01"}{}{}` {
+		t.Errorf("got %s", got)
+	}
+	req := object{}
+	oldMAC(req, c.Endpoints)
+	if req.text("MacAddress") != "de:ad:00:00:00:01" {
+		t.Errorf("request %s", req.raw())
 	}
 }
 

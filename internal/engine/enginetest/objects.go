@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
@@ -96,14 +97,19 @@ func testSeveralNetworks(f *fixture) {
 		"lbtest-n1": {"IPAMConfig": m{"IPv4Address": "10.123.5.77"}, "Aliases": []string{"one"}},
 		"lbtest-n2": {"IPAMConfig": m{"IPv4Address": "10.123.6.77"}, "Aliases": []string{"two"}},
 	}
+	eps["lbtest-n1"]["MacAddress"] = "02:ab:cd:00:00:07"
 	a := f.container("lbtest-a", m{}, m{"NetworkMode": "lbtest-n1"}, eps)
 	b := f.container("lbtest-b", m{}, m{"NetworkMode": "lbtest-n3"}, map[string]m{"lbtest-n2": {}})
 	f.start(a, b)
 	f.is("remove a network in use", f.e.RemoveNetwork(f.Context(), "lbtest-n1"), dr.ErrHeld)
 	sys, err := f.e.Discover(f.Context(), engine.Selector{Containers: []string{"lbtest-a", "lbtest-b"}})
 	f.ok("discover", err)
-	f.equal("networks of a", endpointText(sys.Containers[0]), `lbtest-n1={"Aliases":["one"],"IPAMConfig":{"IPv4Address":"10.123.5.77"}} lbtest-n2={"Aliases":["two"],"IPAMConfig":{"IPv4Address":"10.123.6.77"}}`)
+	f.equal("networks of a", endpointText(sys.Containers[0]), `lbtest-n1={"Aliases":["one"],"IPAMConfig":{"IPv4Address":"10.123.5.77"},"MacAddress":"02:ab:cd:00:00:07"} lbtest-n2={"Aliases":["two"],"IPAMConfig":{"IPv4Address":"10.123.6.77"}}`)
 	f.equal("networks of b", endpointText(sys.Containers[1]), `lbtest-n2={}`)
+	f.ok("stop", f.e.Stop(f.Context(), a, 5*time.Second))
+	still, err := f.e.Discover(f.Context(), engine.Selector{Containers: []string{"lbtest-a"}})
+	f.ok("discover", err)
+	f.equal("networks of a when it is stopped", endpointText(still.Containers[0]), endpointText(sys.Containers[0]))
 }
 
 func endpointText(c engine.Container) string {

@@ -487,7 +487,7 @@ func (e *Engine) exited(c *ctr, run *program, code int) {
 		return
 	}
 	c.state, c.exitCode, c.finished = "exited", code, time.Now()
-	c.release()
+	c.release(e.opts.API)
 	close(c.ended)
 	policy := sub(c.host, "RestartPolicy")
 	again := str(policy, "Name") == "always" || str(policy, "Name") == "unless-stopped" ||

@@ -181,6 +181,13 @@ func (e *Engine) connect(c *ctr, n *nw, config obj) error {
 	for k, v := range config {
 		ep[k] = v
 	}
+	// Before API 1.44 the configuration's address is for the first network.
+	if mac := str(c.config, "MacAddress"); mac != "" && len(c.endpoints) == 0 {
+		ep["desired"] = mac
+	} else if e.opts.API >= "1.44" {
+		ep["desired"] = ep["MacAddress"]
+	}
+	ep["MacAddress"] = ""
 	if !n.predefined() {
 		ep["Aliases"] = append(strs(ep, "Aliases"), c.id[:12])
 	}
@@ -205,7 +212,7 @@ func (e *Engine) assign(c *ctr) {
 		}
 		b := ip.As4()
 		ep["IPAddress"], ep["IPPrefixLen"], ep["EndpointID"] = ip.String(), n.subnets()[0].Bits(), newID()
-		if missing(ep, "MacAddress") {
+		if ep["MacAddress"] = ep["desired"]; missing(ep, "MacAddress") {
 			ep["MacAddress"] = fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
 		}
 	}
@@ -221,8 +228,11 @@ func (e *Engine) hasAddress(network, ip string) bool {
 }
 
 // release takes the addresses back.
-func (c *ctr) release() {
+func (c *ctr) release(api string) {
 	for _, ep := range c.endpoints {
 		ep["IPAddress"], ep["IPPrefixLen"], ep["EndpointID"], ep["MacAddress"] = "", 0, "", ""
+		if api >= "1.44" && ep["desired"] != nil {
+			ep["MacAddress"] = ep["desired"]
+		}
 	}
 }

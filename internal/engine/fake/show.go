@@ -21,6 +21,7 @@ func (c *ctr) showEndpoints() obj {
 		for k, v := range ep {
 			shown[k] = v
 		}
+		delete(shown, "desired")
 		out[n] = shown
 	}
 	return out

@@ -1,6 +1,7 @@
 package helper_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -76,6 +77,24 @@ func suite(t *testing.T, host, dir string) {
 		if b, err := os.ReadFile(file); err != nil || string(b) != "asked" {
 			t.Fatalf("the helper was not asked to end: %q, %v", b, err)
 		}
+		noneLeft(t, e)
+	})
+	t.Run("driver killed", func(t *testing.T) {
+		file := filepath.Join(dir, "killed")
+		cmd := exec.Command(os.Args[0], "-test.run=^TestAsDriver$", "--", "drive", host, binary, file)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for lines.Scan() && lines.Text() != "waiting" {
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		await(t, "the helper to notice", func() bool { b, _ := os.ReadFile(file); return string(b) == "gone" })
 		noneLeft(t, e)
 	})
 	t.Run("outlived by a process that left", func(t *testing.T) {
@@ -181,6 +200,18 @@ func (w *watched) Write(p []byte) (int, error) {
 		w.seen()
 	}
 	return len(p), nil
+}
+
+// TestAsDriver is the process that starts a helper and is killed, and does
+// nothing otherwise.
+func TestAsDriver(t *testing.T) {
+	i := slices.Index(os.Args, "drive")
+	if i < 0 || i+3 >= len(os.Args) {
+		return
+	}
+	e := enginetest.Open(t, os.Args[i+1])
+	_, err := helper.Run(t.Context(), e, helper.Job{Args: []string{"wait", os.Args[i+3]}, Binary: os.Args[i+2]}, os.Stdout, os.Stderr)
+	t.Fatal(err)
 }
 
 func TestMain(m *testing.M) {
