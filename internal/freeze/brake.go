@@ -1,11 +1,17 @@
 package freeze
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // brake stops one container and lets it go on. Implementations are used by one
@@ -30,6 +36,7 @@ type brake interface {
 type cgroupBrake struct {
 	freezer
 	cgroup *Cgroup
+	proc   string // root of proc
 }
 
 const (
@@ -57,16 +64,17 @@ func (b *cgroupBrake) set(context.Context) (bool, error) {
 
 func (b *cgroupBrake) stop(ctx context.Context) error {
 	began := time.Now()
+	try := began
 	for wait := pollFirst; ; wait = min(2*wait, pollLast) {
 		if err := passed(ctx); err != nil {
 			return fmt.Errorf("not frozen after %v: %w", time.Since(began).Round(time.Millisecond), err)
 		}
-		if b.version == 1 && time.Since(began) > stuckAfter {
+		if b.version == 1 && time.Since(try) > stuckAfter {
 			if err := b.ask(false); err != nil {
 				return fmt.Errorf("thaw for another try: %w", err)
 			}
-			began = time.Now()
 			pause(ctx, stuckPause)
+			try = time.Now()
 			continue
 		}
 		// Asked again at each turn: a no-op where the kernel is at it already,
@@ -75,6 +83,9 @@ func (b *cgroupBrake) stop(ctx context.Context) error {
 			return fmt.Errorf("freeze: %w", err)
 		}
 		done, err := b.frozen()
+		if err == nil && done {
+			done, err = b.settled()
+		}
 		if err != nil {
 			return fmt.Errorf("read the freezer: %w", err)
 		}
@@ -83,6 +94,101 @@ func (b *cgroupBrake) stop(ctx context.Context) error {
 		}
 		pause(ctx, wait)
 	}
+}
+
+// settled looks closer where version 2's own answer is not enough: a cgroup that
+// has both processes and nested cgroups reads "frozen 1" as soon as either the
+// ones or the others stand still (the kernel's accounting takes it that there
+// are no such cgroups, but without controllers there can be). Version 1 looks
+// at everything below by itself.
+func (b *cgroupBrake) settled() (bool, error) {
+	if b.version == 1 {
+		return true, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(b.cgroup.Dir, &st); err != nil {
+		return false, goneOr(err)
+	}
+	if st.Nlink <= 2 {
+		return true, nil // no nested cgroups
+	}
+	settled := true
+	err := filepath.WalkDir(b.cgroup.Dir, func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case gone(err) && p != b.cgroup.Dir:
+			return nil // went away meanwhile
+		case err != nil:
+			return err
+		case !d.IsDir():
+			return nil
+		}
+		still, err := levelFrozen(b.proc, p)
+		if err != nil {
+			return err
+		}
+		if !still {
+			settled = false
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return settled, err
+}
+
+// levelFrozen tells whether a version 2 cgroup says that it is frozen, and
+// whether none of its own threads is on its way to the freezer: the freeze has
+// woken them all, so those that are not there yet run, or wait for a disk.
+func levelFrozen(proc, dir string) (bool, error) {
+	events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
+	if err != nil {
+		return gone(err), ignoreGone(err)
+	}
+	if !bytes.Contains(events, []byte("frozen 1")) {
+		return false, nil
+	}
+	threads, err := os.ReadFile(filepath.Join(dir, "cgroup.threads"))
+	if err != nil {
+		return gone(err), ignoreGone(err)
+	}
+	for _, tid := range strings.Fields(string(threads)) {
+		stat, err := os.ReadFile(filepath.Join(proc, tid, "stat"))
+		if err != nil {
+			continue // it ended
+		}
+		// The state follows the name, which is in brackets and may hold some.
+		i := bytes.LastIndex(stat, []byte(") "))
+		if i < 0 || i+2 >= len(stat) {
+			continue
+		}
+		switch stat[i+2] {
+		case 'R', 'W':
+			return false, nil
+		case 'D':
+			if !awaitsVfork(proc, tid) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// awaitsVfork tells whether a thread sleeps until its vforked child, which is
+// frozen, has called exec. The kernel counts it as frozen. Where the kernel
+// hides what it waits for, it is given the benefit of the doubt.
+func awaitsVfork(proc, tid string) bool {
+	b, err := os.ReadFile(filepath.Join(proc, tid, "wchan"))
+	where := strings.TrimSpace(string(b))
+	return err != nil || where == "" || where == "0" || strings.Contains(where, "clone") || strings.Contains(where, "fork")
+}
+
+// gone tells whether the error means that a nested cgroup was removed.
+func gone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) }
+
+func ignoreGone(err error) error {
+	if gone(err) {
+		return nil
+	}
+	return err
 }
 
 func (b *cgroupBrake) lift(ctx context.Context) error {

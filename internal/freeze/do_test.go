@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -203,6 +204,44 @@ func TestDoRefusesSharedContainer(t *testing.T) {
 	mustRun(t, fs)
 }
 
+// mustStandStill freezes many times and sees that no process in the cgroups,
+// which fork all the time, runs once Freeze is back.
+func mustStandStill(t *testing.T, set *Set, fs ...*fixture) {
+	t.Helper()
+	all := func() (s string) {
+		for _, f := range fs {
+			s += f.dir + "\n" + activity(t, f.dir)
+		}
+		return s
+	}
+	for range 50 {
+		for _, f := range fs {
+			f.mustProgress(t) // else it may just turn round in the freezer
+		}
+		if err := set.Freeze(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		before := all()
+		for range 20 {
+			runtime.Gosched()
+			if now := all(); now != before {
+				t.Fatalf("activity while frozen, from\n%sto\n%s", before, now)
+			}
+		}
+		if err := set.Thaw(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestFreezeStopsEveryProcess(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		fs := fixtures(t, v, 2)
+		mustStandStill(t, newTestSet(t, fs), fs...)
+		mustRun(t, fs)
+	})
+}
+
 func TestDoNestedCgroupsFreezeWithTheirParent(t *testing.T) {
 	eachVersion(t, func(t *testing.T, v int) {
 		f := newFixture(t, v)
@@ -219,15 +258,32 @@ func TestDoNestedCgroupsFreezeWithTheirParent(t *testing.T) {
 		if got := set.members[0].cgroup.cgroup.Dir; got != f.dir {
 			t.Fatalf("cgroup %s, want the container's own %s", got, f.dir)
 		}
-		if _, err := Do(context.Background(), set, Options{StateDir: t.TempDir()}, func(context.Context) error {
-			if !nested.frozen(t) {
-				t.Error("nested cgroup is not frozen")
-			}
-			return nil
-		}); err != nil {
-			t.Fatal(err)
-		}
+		mustStandStill(t, set, f, nested)
 		mustRun(t, []*fixture{f, nested})
+	})
+}
+
+// A process that joins the cgroup meanwhile, as by an exec that was under way,
+// freezes too and does not make the freeze look broken.
+func TestDoProcessJoinsWhileFrozen(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		f := newFixture(t, v)
+		var joined *exec.Cmd
+		_, err := Do(context.Background(), newTestSet(t, []*fixture{f}), Options{StateDir: t.TempDir()}, func(context.Context) error {
+			joined = f.run(t, f.dir, "true")
+			eventually(t, "the process joins", func() bool {
+				held, err := holdsPid(f.dir, joined.Process.Pid)
+				return err == nil && held
+			})
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if err := joined.Wait(); err != nil {
+			t.Error(err)
+		}
+		mustRun(t, []*fixture{f})
 	})
 }
 

@@ -187,6 +187,27 @@ func (f *fixture) counter() int {
 	return n
 }
 
+// activity is a text that changes whenever a process directly in a cgroup runs:
+// its processes with their states and processor times.
+func activity(t testing.TB, dir string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, pid := range strings.Fields(string(b)) {
+		stat, _ := os.ReadFile("/proc/" + pid + "/stat")
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		w := strings.Fields(rest)
+		sched, _ := os.ReadFile("/proc/" + pid + "/schedstat")
+		if len(w) > 12 {
+			fmt.Fprintln(&all, pid, w[0], w[11], w[12], string(sched))
+		}
+	}
+	return all.String()
+}
+
 // mustProgress sees the processes inside do more work.
 func (f *fixture) mustProgress(t testing.TB) {
 	t.Helper()

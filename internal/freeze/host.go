@@ -203,6 +203,9 @@ func (h *Host) Find(c Container) (*Cgroup, error) {
 
 func (h *Host) resolve(c Container, e cgroupEntry) (*Cgroup, error) {
 	own := c.within(e.path)
+	if own == "" && h.sharesOwn(e) {
+		return nil, fmt.Errorf("container %s is in one cgroup with Lifeboat: %w", c, ErrForbidden)
+	}
 	if own == "" {
 		return nil, fmt.Errorf("container %s: cgroup %s of process %d is not the container's own: %w", c, e.path, c.Pid, ErrUnreachable)
 	}
@@ -245,6 +248,18 @@ func (h *Host) mayFreeze(e cgroupEntry, own string) error {
 		}
 	}
 	return nil
+}
+
+// sharesOwn tells whether this process is in the cgroup or below it, the root of
+// the hierarchy excepted. In a cgroup namespace of its own a process sees its
+// cgroup as "/", without the container's id, and process 1 above it.
+func (h *Host) sharesOwn(e cgroupEntry) bool {
+	if !holds(h.self, e, e.path) {
+		return false
+	}
+	return e.path != "/" || slices.ContainsFunc(h.init, func(o cgroupEntry) bool {
+		return o.sameHierarchy(e) && below("/..", o.path)
+	})
 }
 
 // holds tells whether a process with these entries is in the cgroup or below.

@@ -3,6 +3,7 @@ package freeze
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"runtime"
@@ -305,4 +306,15 @@ func TestInterruptedHolder(t *testing.T) {
 			}
 		})
 	}
+}
+
+// runGuardianByHand runs the guardian's command as a curious person would.
+func runGuardianByHand(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", GuardianCommand)
+	var exit *exec.ExitError
+	if err := cmd.Run(); !errors.As(err, &exit) {
+		t.Fatalf("it did not refuse: %v", err)
+	}
+	return exit.ExitCode()
 }

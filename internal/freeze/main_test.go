@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -20,9 +21,13 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case GuardianCommand:
-			os.Exit(GuardianMain(GuardianConfig{NewPauser: newDirPauser}))
+			os.Exit(GuardianMain(GuardianConfig{NewPauser: newTestPauser}))
 		case holderCommand:
 			os.Exit(holderMain(os.Args[2]))
+		case serverCommand:
+			os.Exit(serverMain(os.Args[2:]))
+		case factsCommand:
+			os.Exit(factsMain(os.Args[2]))
 		}
 	}
 	os.Exit(m.Run())
@@ -101,6 +106,14 @@ func holderMain(doc string) int {
 // dirPauser is an engine that freezes cgroups by their directories, so that
 // every process with the same spec reaches the same containers.
 type dirPauser map[string]string
+
+// newTestPauser makes either kind of test pauser by its spec.
+func newTestPauser(spec string) (Pauser, error) {
+	if strings.HasPrefix(spec, "unix://") {
+		return cliPauser(spec), nil
+	}
+	return newDirPauser(spec)
+}
 
 func newDirPauser(spec string) (Pauser, error) {
 	var p dirPauser

@@ -442,7 +442,7 @@ func (sw *sweeper) brake(c recordContainer, who Container) (brake, error) {
 	case err != nil:
 		return nil, fmt.Errorf("container %s may be frozen: %w", who, err)
 	}
-	return &cgroupBrake{freezer: f, cgroup: cg}, nil
+	return &cgroupBrake{freezer: f, cgroup: cg, proc: sw.host.proc}, nil
 }
 
 // find looks a recorded cgroup up by its id and inode, wherever it lies: the

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"lifeboat/internal/dr"
@@ -83,7 +82,7 @@ func newMember(cfg SetConfig, c Container) (*member, error) {
 		if cg, reach = cfg.Host.Find(c); reach == nil {
 			var f freezer
 			if f, reach = openFreezer(cg); reach == nil {
-				b := &cgroupBrake{freezer: f, cgroup: cg}
+				b := &cgroupBrake{freezer: f, cgroup: cg, proc: cfg.Host.proc}
 				return &member{container: c, brake: b, cgroup: b}, nil
 			}
 		}
@@ -189,9 +188,11 @@ func (s *Set) Thaw(ctx context.Context) error {
 	})
 }
 
-// each runs f for all members at once, each on a thread of its own, and returns
-// when all have. A write to a freezer may block in the kernel behind another
-// one's lock; it must not hold up the rest.
+// each runs f for all members at once and returns when all have. A write to a
+// freezer may block in the kernel behind somebody else's lock; it must not hold
+// up the rest. (Threads of their own for all were measured to be slower: 53 µs
+// against 17 µs for one version 2 freezer, 7.3 ms against 6.5 ms for twenty of
+// version 1 whose processes keep forking.)
 func (s *Set) each(f func(*member) error) error {
 	errs := make([]error, len(s.members))
 	start := make(chan struct{})
@@ -199,8 +200,6 @@ func (s *Set) each(f func(*member) error) error {
 	for i, m := range s.members {
 		ready.Add(1)
 		done.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
 			ready.Done()
 			<-start
 			if err := f(m); err != nil {

@@ -332,14 +332,28 @@ func (g *guard) lost(ctx context.Context, err error) error {
 	}
 }
 
-// release moves a guardian to the root of every cgroup hierarchy that can be
-// reached. There it is not killed with the unit or the helper container that
-// Lifeboat runs in, not charged with its memory, and not frozen when somebody
-// pauses that container. Where that is not allowed it stays where it was born.
+// escapes are the version 1 hierarchies by which others stop or kill all of a
+// unit or container at once: pausing it, runc's kill, systemd's kill. A process
+// is moved out of no other: each move makes the kernel wait some ten
+// milliseconds for all its processors.
+var escapes = [...]string{"freezer", "devices", "name=systemd"}
+
+// release moves a guardian to the root of the hierarchies by which it could be
+// stopped together with this process, where that is allowed. There it does not
+// die with the unit or the helper container that Lifeboat runs in, and does not
+// freeze with it when somebody pauses that container.
 func (h *Host) release(pid int) {
-	for _, m := range h.mounts {
-		if m.root == "/" {
-			_ = os.WriteFile(filepath.Join(m.point, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+	for _, e := range h.self {
+		if e.path == "/" && !h.sharesOwn(e) || e.version() == 1 && !slices.ContainsFunc(escapes[:], func(c string) bool {
+			return slices.Contains(e.controllers, c)
+		}) {
+			continue
+		}
+		for _, m := range h.mounts {
+			if m.controls(e) && (m.root == "/" || strings.HasPrefix(m.root, "/..")) {
+				_ = os.WriteFile(filepath.Join(m.point, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+				break
+			}
 		}
 	}
 }
