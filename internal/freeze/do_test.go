@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,8 @@ func TestDoFreezesAllAndThaws(t *testing.T) {
 	eachVersion(t, func(t *testing.T, v int) {
 		fs := fixtures(t, v, 3)
 		dir := t.TempDir()
-		rep, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: dir}, func(context.Context) error {
+		set := newTestSet(t, fs)
+		rep, err := Do(context.Background(), set, Options{StateDir: dir}, func(context.Context) error {
 			var before []int
 			for _, f := range fs {
 				if !f.frozen(t) {
@@ -49,6 +51,9 @@ func TestDoFreezesAllAndThaws(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustRun(t, fs)
+		if pids, err := set.Pids(); err != nil || len(pids) < 3 || !slices.Contains(pids, fs[2].Pid) {
+			t.Errorf("processes %v, %v", pids, err)
+		}
 		if rep.Containers != 3 || rep.FrozenAt.IsZero() || rep.Frozen() <= 0 || rep.Preparing <= 0 {
 			t.Errorf("report %+v", rep)
 		}

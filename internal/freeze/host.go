@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Host is where containers' processes and cgroups are looked up: one proc root
@@ -27,8 +29,9 @@ type Host struct {
 // OpenHost reads the mount table. procRoot is "/proc", or where the host's proc
 // is mounted in a helper container; its process ids must be those that this
 // process sees itself. cgroupRoot is the directory below which cgroup mounts
-// are accepted, "/sys/fs/cgroup" or "/host/sys/fs/cgroup"; which hierarchies
-// there are, and where, is taken from the mount table and never assumed.
+// are accepted, "/sys/fs/cgroup" or "/host/sys/fs/cgroup", or "" for anywhere;
+// which hierarchies there are, and where, is taken from the mount table and
+// never assumed.
 //
 // A host without any cgroup mount is no error; Find will say ErrUnreachable.
 func OpenHost(procRoot, cgroupRoot string) (*Host, error) {
@@ -49,7 +52,7 @@ func OpenHost(procRoot, cgroupRoot string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	root := filepath.Clean(cgroupRoot)
+	root := filepath.Clean("/" + cgroupRoot)
 	for _, m := range all {
 		if m.version() != 0 && below(root, m.point) {
 			h.mounts = append(h.mounts, m)
@@ -219,8 +222,8 @@ func (h *Host) resolve(c Container, e cgroupEntry) (*Cgroup, error) {
 			continue
 		}
 		dir := filepath.Join(m.point, rel)
-		if _, err := os.Lstat(filepath.Join(dir, control)); err != nil {
-			continue
+		if unix.Access(filepath.Join(dir, control), unix.W_OK) != nil {
+			continue // elsewhere, or mounted read-only as in containers
 		}
 		if held, err := holdsPid(dir, c.Pid); err != nil || !held {
 			continue // the mount shows another part of the hierarchy

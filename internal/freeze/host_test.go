@@ -227,6 +227,17 @@ func TestFindRefusesBadContainers(t *testing.T) {
 	}
 }
 
+// Without a cgroup root every cgroup mount is looked at.
+func TestOpenHostAnywhere(t *testing.T) {
+	h, err := OpenHost("/proc", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(testHost(t).mounts, h.mounts, cmp.AllowUnexported(mount{})); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestOpenHostOfAnotherPidNamespace(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Symlink("1", filepath.Join(dir, "self")); err != nil {

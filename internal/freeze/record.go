@@ -469,7 +469,8 @@ func (sw *sweeper) find(c recordContainer, who Container) (*Cgroup, error) {
 			case !d.IsDir() || !who.componentOf(d.Name()):
 				return nil
 			}
-			if ino, err := inode(p); err == nil && ino == c.Inode {
+			ino, err := inode(p)
+			if err == nil && ino == c.Inode && unix.Access(filepath.Join(p, freezerFile(c.Cgroup)), unix.W_OK) == nil {
 				cg.Dir = p
 				return fs.SkipAll
 			}
