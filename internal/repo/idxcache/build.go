@@ -31,10 +31,8 @@ type Builder struct {
 	head   header
 	packs  []byte
 	groups []byte
-	inPack uint32 // units are numbered through; groups too
 	offset uint32 // of the next unit in its group
 	batch  int
-	err    error
 }
 
 var _ pack.Visitor = (*Builder)(nil)

@@ -261,7 +261,8 @@ func FuzzOpen(f *testing.F) {
 			return
 		}
 		defer func() { _ = x.Close() }()
-		if !bytes.Equal(b[:152], good[:152]) {
+		const covered = 8 + 16 + 32 + 32 + 6*4 + 32 // header and MAC; zeros follow
+		if !bytes.Equal(b[:covered], good[:covered]) {
 			t.Fatal("a changed header was taken")
 		}
 	})
