@@ -2,18 +2,18 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
-	"lifeboat/internal/apply"
 	"lifeboat/internal/catalog"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
+	"lifeboat/internal/tree"
 	"lifeboat/internal/ui"
 )
 
@@ -121,13 +121,13 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 		return err
 	}
 	var denied []string
-	total := apply.Stats{}
+	total := tree.ApplyStats{}
 	for _, t := range trees {
 		dir := f.to
 		if len(trees) > 1 {
 			dir = filepath.Join(f.to, strings.ReplaceAll(strings.ReplaceAll(t.Key, "/", "_"), ":", "_"))
 		}
-		st, lost, err := a.restoreTree(ctx, rd, t, dir, strings.Trim(f.path, "/"))
+		st, lost, err := a.restoreTree(ctx, w.repo, rd, t, dir, strings.Trim(f.path, "/"))
 		if err != nil {
 			return ui.Explained{What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files", Next: []string{"remove " + f.to + " and run the command again"}, Err: err}
 		}
@@ -169,37 +169,36 @@ func emptyDir(dir string) error {
 	return nil
 }
 
-func (a *app) restoreTree(ctx context.Context, rd *repo.Reader, t dr.Tree, dir, path string) (apply.Stats, []string, error) {
+func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t dr.Tree, dir, path string) (tree.ApplyStats, []string, error) {
 	target, err := catalog.Open(ctx, rd, t.Catalog)
 	if err != nil {
-		return apply.Stats{}, nil, err
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return apply.Stats{}, nil, err
+		return tree.ApplyStats{}, nil, err
 	}
 	first, err := target.Lookup(ctx, "")
 	if err != nil {
-		return apply.Stats{}, nil, err
-	}
-	var denied []string
-	task := a.UI().Progress().Bytes(t.Key, t.Bytes)
-	o := apply.Options{
-		Root: dir, Target: target, Source: rd, Progress: task.Add,
-		Denied: func(_ string, err error) { denied = append(denied, err.Error()) },
+		return tree.ApplyStats{}, nil, err
 	}
 	if first.Type != catalog.Directory {
-		o.File, o.Root = true, filepath.Join(dir, filepath.Base(t.Key))
-	}
-	if path != "" {
-		if _, err := target.Lookup(ctx, path); err != nil {
-			return apply.Stats{}, nil, fmt.Errorf("%s has no %q: %w", t.Key, path, errors.Join(dr.ErrNotFound, err))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return tree.ApplyStats{}, nil, err
 		}
-		o.Keep = func(p string) bool {
-			return p == "" || p == path || catalog.Under(p, path) || catalog.Under(path, p)
-		}
-		task.SetTotal(-1)
+		dir = filepath.Join(dir, filepath.Base(t.Key))
 	}
-	st, err := apply.Apply(ctx, o)
+	var mu sync.Mutex
+	var denied []string
+	task := a.UI().Progress().Bytes(t.Key, -1)
+	st, err := tree.Extract(ctx, dir, target, rd, tree.ExtractOptions{
+		Path: path, UnitID: r.UnitID,
+		Denied: func(path, what string, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			denied = append(denied, fmt.Sprintf("%s of /%s: %v", what, path, err))
+		},
+		Progress: func(p tree.ApplyProgress) {
+			task.SetTotal(p.Needed)
+			task.SetDone(p.Done)
+		},
+	})
 	task.Done(err)
 	return st, denied, err
 }

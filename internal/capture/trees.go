@@ -19,6 +19,7 @@ import (
 type captured struct {
 	key     string // at this site
 	kind    dr.TreeKind
+	exclude []string
 	capture *tree.Capture
 	result  dr.Tree
 }
@@ -94,7 +95,7 @@ func (r *run) precopy(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("tree %s: %w", s.key, err)
 		}
-		r.trees = append(r.trees, &captured{key: s.key, kind: s.kind, capture: c})
+		r.trees = append(r.trees, &captured{key: s.key, kind: s.kind, exclude: s.exclude, capture: c})
 	}
 	for _, t := range r.trees {
 		if err := t.capture.Precopy(ctx); err != nil {
@@ -198,7 +199,7 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 		if err != nil {
 			return nil, fmt.Errorf("tree %s: %w", t.key, err)
 		}
-		res.Key, res.Kind = t.key, t.kind
+		res.Key, res.Kind, res.Exclude = t.key, t.kind, t.exclude
 		t.result = res
 	}
 	if err := r.projectFiles(ctx); err != nil {

@@ -209,6 +209,9 @@ type Tree struct {
 	// Hash is BLAKE3 over all catalog pages, keyed with the id key: equal trees
 	// have equal hashes.
 	Hash UnitID `json:"hash"`
+	// Exclude are paths inside the tree that were left out by the operator's
+	// choice; bringing the tree back does not touch them.
+	Exclude []string `json:"exclude,omitempty"`
 	// Degraded names what could not be kept in this tree ("archive API: no
 	// xattrs, nanoseconds, holes, deletions"); empty when nothing was lost.
 	Degraded string `json:"degraded,omitempty"`

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
+	"sync"
 
-	"lifeboat/internal/apply"
 	"lifeboat/internal/capture"
 	"lifeboat/internal/catalog"
 	"lifeboat/internal/dr"
@@ -214,44 +212,31 @@ func (b *bringUp) bringTrees(ctx context.Context) error {
 	return b.d.State.Unmark(b.o.System, keys...)
 }
 
-// captureOptions say how a tree of this site is looked at.
-func (b *bringUp) captureOptions(key, path string, overlay bool) (tree.CaptureOptions, error) {
-	dir, err := b.d.State.SystemDir(b.o.System)
-	return tree.CaptureOptions{
-		Root: path, Key: key, Overlay: overlay, StateDir: dir,
-		CutKey: b.d.Repo.CutKey(), UnitID: b.d.Repo.UnitID,
-	}, err
-}
-
-// applyTree finds out what is there and writes what differs.
+// applyTree finds out what is there and writes what differs. What the operator
+// excluded from the snapshot is left as it is.
 func (b *bringUp) applyTree(ctx context.Context, p place) error {
 	target, err := catalog.Open(ctx, b.reader, p.tree.Catalog)
 	if err != nil {
 		return err
 	}
-	first, err := target.Lookup(ctx, "")
+	dir, err := b.d.State.SystemDir(b.o.System)
 	if err != nil {
 		return err
 	}
-	o := apply.Options{
-		Root: p.path, File: first.Type != catalog.Directory, Overlay: p.tree.Kind == dr.TreeLayer,
-		Target: target, Source: b.reader, Progress: b.o.Progress.Done,
-	}
-	if _, err := os.Lstat(p.path); err == nil {
-		opts, err := b.captureOptions(p.key, p.path, o.Overlay)
-		if err != nil {
-			return err
-		}
-		local, err := tree.LocalCatalog(ctx, opts)
-		if err != nil {
-			return err
-		}
-		defer local.Close()
-		o.Current = local.Reader
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	st, err := apply.Apply(ctx, o)
+	var done int64
+	var mu sync.Mutex
+	st, err := tree.Apply(ctx, p.path, nil, target, b.reader, tree.ApplyOptions{
+		Key: p.key, StateDir: dir, CutKey: b.d.Repo.CutKey(), UnitID: b.d.Repo.UnitID,
+		Overlay: p.tree.Kind == dr.TreeLayer, Exclude: p.tree.Exclude,
+		Progress: func(a tree.ApplyProgress) {
+			mu.Lock()
+			defer mu.Unlock()
+			now := p.tree.Bytes - a.Needed + a.Done
+			b.o.Progress.Done(max(now-done, 0))
+			done = max(done, now)
+		},
+	})
+	b.o.Progress.Done(max(p.tree.Bytes-done, 0))
 	b.fetched += st.BytesFetched
 	return err
 }
@@ -267,11 +252,14 @@ func (b *bringUp) treeIsHere(ctx context.Context, key, path string) (bool, error
 	if err != nil {
 		return false, err
 	}
-	opts, err := b.captureOptions("bind:"+path, p, false)
+	dir, err := b.d.State.SystemDir(b.o.System)
 	if err != nil {
 		return false, err
 	}
-	local, err := tree.LocalCatalog(ctx, opts)
+	local, err := tree.LocalCatalog(ctx, tree.CaptureOptions{
+		Root: p, Key: "bind:" + path, StateDir: dir, CutKey: b.d.Repo.CutKey(), UnitID: b.d.Repo.UnitID,
+		Exclude: b.captured.Trees[at].Exclude,
+	})
 	if err != nil {
 		return false, err
 	}
