@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -42,6 +43,8 @@ type inventory struct {
 	snaps []Snapshot
 	needs []need
 	users map[need][]*Snapshot
+	// looked holds what was found of each blob: several manifests name the same.
+	looked sync.Map
 }
 
 func (r *Repo) takeInventory(ctx context.Context, f *findings) (*inventory, error) {
@@ -130,7 +133,7 @@ func (r *Repo) checkManifest(ctx context.Context, inv *inventory, f *findings, n
 		return concerns(inv, f, n, n.Digest, err)
 	}
 	for _, b := range append([]blob{pm.index}, pm.packs...) {
-		if err := r.checkBlob(ctx, b); err != nil {
+		if err := r.checkBlob(ctx, inv, b); err != nil {
 			if err := concerns(inv, f, n, b.Digest, err); err != nil {
 				return err
 			}
@@ -153,8 +156,19 @@ func concerns(inv *inventory, f *findings, n need, blob digest.Digest, err error
 	return nil
 }
 
-// checkBlob asks for the last byte: a blob that was cut off has none there.
-func (r *Repo) checkBlob(ctx context.Context, b blob) error {
+// checkBlob looks at each blob once.
+func (r *Repo) checkBlob(ctx context.Context, inv *inventory, b blob) error {
+	if found, ok := inv.looked.Load(b); ok {
+		err, _ := found.(error)
+		return err
+	}
+	err := r.lookAtBlob(ctx, b)
+	inv.looked.Store(b, err)
+	return err
+}
+
+// lookAtBlob asks for the last byte: a blob that was cut off has none there.
+func (r *Repo) lookAtBlob(ctx context.Context, b blob) error {
 	ok, err := r.st.HasBlob(ctx, b.Digest)
 	if err == nil && !ok {
 		err = store.ErrNotFound
@@ -237,7 +251,7 @@ func (r *Repo) Verify(ctx context.Context, progress func(VerifyProgress)) ([]Pro
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
-	v := &verification{repo: r, inv: inv, f: f, tell: progress, seen: map[digest.Digest]bool{}}
+	v := &verification{repo: r, inv: inv, f: f, tell: progress}
 	defer v.close()
 	if err := v.open(ctx); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
@@ -264,21 +278,26 @@ type verification struct {
 	f    *findings
 	tell func(VerifyProgress)
 	ixs  []*index
-	jobs []packJob
-	seen map[digest.Digest]bool
+	jobs []*packJob
 
 	mu   sync.Mutex
 	done VerifyProgress
 }
 
+// packJob is one pack to read and the manifests that name it.
 type packJob struct {
+	p    idxcache.Pack
+	uses []packUse
+}
+
+type packUse struct {
 	ix *index
 	p  idxcache.Pack
 }
 
-// open opens all indexes and lists the packs. The same pack in two manifests is
-// read for each: their indexes may speak differently of it.
+// open opens all indexes and lists the packs.
 func (v *verification) open(ctx context.Context) error {
+	byDigest := map[[sha256.Size]byte]*packJob{}
 	for _, n := range v.inv.needs {
 		ix, err := v.repo.idx.get(ctx, n)
 		if err != nil {
@@ -293,8 +312,14 @@ func (v *verification) open(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			v.jobs = append(v.jobs, packJob{ix, p})
-			v.done.BytesTotal += p.Size
+			job := byDigest[p.Digest]
+			if job == nil {
+				job = &packJob{p: p}
+				byDigest[p.Digest] = job
+				v.jobs = append(v.jobs, job)
+				v.done.BytesTotal += p.Size
+			}
+			job.uses = append(job.uses, packUse{ix, p})
 		}
 	}
 	v.done.PacksTotal = len(v.jobs)
@@ -310,9 +335,31 @@ func (v *verification) close() {
 	}
 }
 
-func (v *verification) pack(ctx context.Context, job packJob) error {
-	if err := v.read(ctx, job); err != nil {
-		if err := concerns(v.inv, v.f, job.ix.need, digestOf(job.p.Digest), err); err != nil {
+// pack reads a pack once, and again for each manifest whose index speaks of it
+// differently than the one that it was compared with.
+func (v *verification) pack(ctx context.Context, job *packJob) error {
+	var good *packUse
+	for i := range job.uses {
+		u := &job.uses[i]
+		same := false
+		if good != nil {
+			var err error
+			if same, err = sameGroups(*good, *u); err != nil {
+				return err
+			}
+		}
+		if same {
+			for g := range u.p.Groups {
+				u.ix.markRead(u.p.FirstGroup + g)
+			}
+			continue
+		}
+		err := v.read(ctx, *u)
+		if err == nil {
+			good = u
+			continue
+		}
+		if err := concerns(v.inv, v.f, u.ix.need, digestOf(u.p.Digest), err); err != nil {
 			return err
 		}
 	}
@@ -326,9 +373,41 @@ func (v *verification) pack(ctx context.Context, job packJob) error {
 	return nil
 }
 
+// sameGroups reports whether two indexes say the same of a pack.
+func sameGroups(a, b packUse) (bool, error) {
+	if a.p.Size != b.p.Size || a.p.Header != b.p.Header || a.p.Groups != b.p.Groups {
+		return false, nil
+	}
+	for i := range a.p.Groups {
+		ga, err := a.ix.Group(a.p.FirstGroup + i)
+		if err != nil {
+			return false, err
+		}
+		gb, err := b.ix.Group(b.p.FirstGroup + i)
+		if err != nil {
+			return false, err
+		}
+		if ga.Offset != gb.Offset || ga.Sealed != gb.Sealed || ga.Plain != gb.Plain || ga.Units != gb.Units {
+			return false, nil
+		}
+		ua, err := a.ix.UnitsOf(ga)
+		if err != nil {
+			return false, err
+		}
+		ub, err := b.ix.UnitsOf(gb)
+		if err != nil {
+			return false, err
+		}
+		if !slices.Equal(ua, ub) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // read reads one pack from its first byte to its last.
-func (v *verification) read(ctx context.Context, job packJob) error {
-	r, p := v.repo, job.p
+func (v *verification) read(ctx context.Context, u packUse) error {
+	r, p := v.repo, u.p
 	src, err := r.st.GetBlob(ctx, digestOf(p.Digest), p.Size, 0, -1)
 	if err != nil {
 		return err
@@ -349,7 +428,7 @@ func (v *verification) read(ctx context.Context, job packJob) error {
 	}
 	var body []byte
 	for i := range p.Groups {
-		g, err := job.ix.Group(p.FirstGroup + i)
+		g, err := u.ix.Group(p.FirstGroup + i)
 		if err != nil {
 			return err
 		}
@@ -360,7 +439,7 @@ func (v *verification) read(ctx context.Context, job packJob) error {
 		if body, err = o.Open(body[:0], int(g.Number), sealed, int(g.Plain)); err != nil {
 			return err
 		}
-		if err := r.proveGroup(job.ix, p.FirstGroup+i, g, body); err != nil {
+		if err := r.proveGroup(u.ix, p.FirstGroup+i, g, body); err != nil {
 			return err
 		}
 	}

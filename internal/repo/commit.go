@@ -33,9 +33,9 @@ type CommitInfo struct {
 // Errors: dr.ErrOutcomeUnknown when the tag was sent and its answer lost: the
 // snapshot may be visible, and taking another is safe. ErrParentDamaged when
 // something that it needs was removed from the registry: run again without the
-// parent. After other errors nothing is visible. The writer is done either way,
-// except that Commit may be tried again after an error wrapping
-// store.ErrUnreachable.
+// parent. After other errors nothing is visible, and Commit may be tried again;
+// where a pack could not be sent it fails again, and a new writer goes on from
+// the last Flush.
 func (w *Writer) Commit(ctx context.Context, root *dr.Root, info CommitInfo) (*Snapshot, error) {
 	s, err := w.commit(ctx, root, info)
 	if err != nil {

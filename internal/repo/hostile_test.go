@@ -315,6 +315,96 @@ func TestProofByReadingHappensOnce(t *testing.T) {
 	}
 }
 
+// Taking over a snapshot of another host that lists many manifests: what has to
+// be merged is read first, and what does not verify is not vouched for.
+func TestMergeOfForeignManifests(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	theirs := b.Host("theirs")
+	var units [][]byte
+	w, err := theirs.NewWriter(t.Context(), repo.WriterOptions{System: "shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var refs []dr.UnitRef
+	for i := range 6 {
+		more := content(uint64(i), 10)
+		rs, err := putAll(t.Context(), w, more)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		refs, units = append(refs, rs...), append(units, more...)
+	}
+	first, err := w.Commit(t.Context(), rootOf(refs, "main"), repo.CommitInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(first.Needs) != 7 {
+		t.Fatalf("%d manifests", len(first.Needs))
+	}
+	take := func(host string) (*repo.Snapshot, repo.Stats, error) {
+		t.Helper()
+		w, err := b.Host(host).NewWriter(t.Context(), repo.WriterOptions{System: "shop", Parent: first})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		w.SetLimits(1<<40, 1<<30, 4, 1<<40)
+		// References are taken over, nothing but the root record is put.
+		s, err := w.Commit(t.Context(), rootOf(refs, "stand-in"), repo.CommitInfo{})
+		return s, w.Stats(), err
+	}
+	s, st, err := take("stand-in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Needs) > 4 || st.UnitsNew != 1 || st.Packs != 1 {
+		t.Fatalf("%d manifests, %+v", len(s.Needs), st)
+	}
+	mustHold(t, b.Host("observer"), s, units)
+	if problems, err := b.Host("observer").Verify(t.Context(), nil); err != nil || len(problems) != 0 {
+		t.Fatalf("verify: %v, %v", problems, err)
+	}
+	for _, d := range first.Needs[:6] { // now all of it is damaged
+		l := manifestOf(t, b.Store, d.String()).Layers[1]
+		b.Store.Corrupt(l.Digest, noise(9, int(l.Size)))
+	}
+	if _, _, err := take("another"); !errors.Is(err, dr.ErrTampered) {
+		t.Fatalf("merging what does not verify: %v", err)
+	}
+}
+
+// A commit whose tag did not get through is tried again with the same writer.
+func TestCommitAgain(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	st := faults.New(t, b.Store, faults.Fault{Op: faults.PutManifest, Arg: "s.shop.1", Kind: faults.Before})
+	r := b.HostOn("main", st)
+	w, err := r.NewWriter(t.Context(), repo.WriterOptions{System: "shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	units := content(1, 10)
+	refs, err := putAll(t.Context(), w, units)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := rootOf(refs, "main")
+	if _, err := w.Commit(t.Context(), root, repo.CommitInfo{}); !errors.Is(err, store.ErrUnreachable) {
+		t.Fatalf("error %v, want ErrUnreachable", err)
+	}
+	s, err := w.Commit(t.Context(), root, repo.CommitInfo{})
+	if err != nil || s.Tag != "s.shop.1" {
+		t.Fatalf("%v, %v", s, err)
+	}
+	mustHold(t, r, s, units)
+}
+
 // A unit that two manifests have is read from the other when one fails.
 func TestUnitIsReadFromWhereItIsWhole(t *testing.T) {
 	t.Parallel()

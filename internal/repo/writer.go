@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 
@@ -201,22 +202,46 @@ func (w *Writer) findSources(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What cannot be opened here only costs sending again.
-	for _, n := range append(pending, others...) {
-		if len(w.sources) >= maxSources || lost[n.Digest] || slices.ContainsFunc(w.sources, func(s *source) bool { return s.need == n }) {
-			continue
-		}
-		ix, err := r.idx.get(ctx, n)
-		if err != nil && !about(err) {
-			return err
-		}
-		if err != nil {
-			r.log.Warn("not used for deduplication", "manifest", n.Digest, "error", err)
-			continue
-		}
-		w.sources = append(w.sources, &source{index: ix})
+	seen := map[digest.Digest]bool{}
+	for _, s := range w.sources {
+		seen[s.need.Digest] = true
 	}
-	return nil
+	var more []need
+	for _, n := range append(pending, others...) {
+		if !seen[n.Digest] && !lost[n.Digest] && len(seen) < maxSources {
+			seen[n.Digest] = true
+			more = append(more, n)
+		}
+	}
+	return w.addSources(ctx, more)
+}
+
+// addSources opens indexes. What cannot be opened only costs sending again.
+func (w *Writer) addSources(ctx context.Context, list []need) error {
+	found := make([]*source, len(list))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(fetchParallel)
+	for i, n := range list {
+		g.Go(func() error {
+			ix, err := w.repo.idx.get(gctx, n)
+			switch {
+			case err == nil:
+				found[i] = &source{index: ix}
+			case about(err):
+				w.repo.log.Warn("not used for deduplication", "manifest", n.Digest, "error", err)
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	for _, s := range found {
+		if s != nil {
+			w.sources = append(w.sources, s)
+		}
+	}
+	return err
 }
 
 // pendingManifests returns what interrupted runs of this host left.
