@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,14 +23,21 @@ import (
 const counter = `i=$(cat /vol/n 2>/dev/null | tail -n 1); i=${i:-0}
 while :; do i=$((i+1)); echo $i >> /vol/n; echo $i >> /layer; sleep 0.02; done`
 
+// torture is the image that small systems run on.
+const torture = "lifeboat-lab/torture:1"
+
+// imagesOf loads it into a site's engine.
+func imagesOf(t *testing.T, s *lab.Site) error {
+	return images.Load(t.Context(), s, slog.New(slog.DiscardHandler), systems.Torture(systems.Params{}).Images())
+}
+
 func startCounter(t *testing.T, s *lab.Site) {
 	t.Helper()
-	set := systems.Torture(systems.Params{}).Images()
-	if err := images.Load(t.Context(), s, nil, set); err != nil {
+	if err := imagesOf(t, s); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Docker(t.Context(), "run", "--detach", "--no-healthcheck", "--name", "count", "--restart", "always", "--volume", "count_data:/vol",
-		"--entrypoint", "/bin/sh", set.Recipes[0].Image, "-c", counter); err != nil {
+		"--entrypoint", "/bin/sh", torture, "-c", counter); err != nil {
 		t.Fatal(err)
 	}
 }
