@@ -200,7 +200,7 @@ func layout(files []file, targets ...layer.Descriptor) []byte {
 }
 
 var (
-	baseLayer = tarball(file{name: "etc/passwd", data: []byte("root")}, file{name: "usr/big", data: text(1 << 20)})
+	baseLayer = tarball(file{name: "etc/passwd", data: []byte("root")}, file{name: "usr/big", data: text(300 << 10)})
 	topLayer  = tarball(file{name: "{odd", data: []byte("x")}, file{name: "usr/.wh.big"})
 )
 
@@ -324,7 +324,7 @@ func TestStoredFormsComeBack(t *testing.T) {
 	header := gzipped(baseLayer, 6)
 	header = append([]byte{0x1f, 0x8b, 8, 0x1c, 1, 2, 3, 4, 0, 3, 4, 0, 'e', 'x', 't', 'r', 'n', 'a', 'm', 'e', 0, 'c', 0}, header[10:]...)
 	// What tells the levels apart lies beyond the sample that is tried.
-	late := tarball(file{name: "noise", data: noise(3, 3<<20)}, file{name: "text", data: text(3 << 20)})
+	late := tarball(file{name: "noise", data: noise(3, 5<<18)}, file{name: "text", data: text(1 << 20)})
 	for _, tt := range []struct {
 		name   string
 		stored []byte
@@ -335,8 +335,8 @@ func TestStoredFormsComeBack(t *testing.T) {
 		{"gzip level 1", gzipped(baseLayer, 1), true, true},
 		{"gzip level 9", gzipped(baseLayer, 9), true, true},
 		{"gzip with names in the header", header, true, true},
-		{"gzip of several members", append(gzipped(baseLayer[:1<<19], 6), gzipped(baseLayer[1<<19:], 6)...), true, false},
-		{"gzip that changes its level", gzipTwoLevels(late, 4<<20), true, false},
+		{"gzip of several members", append(gzipped(baseLayer[:1<<17], 6), gzipped(baseLayer[1<<17:], 6)...), true, false},
+		{"gzip that changes its level", gzipTwoLevels(late, 3<<19), true, false},
 		{"gzip by somebody else", gzipStored(baseLayer), false, false},
 		{"zstd", frame(), false, false},
 		{"zstd after a skippable frame", append([]byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}, frame()...), false, false},
@@ -523,7 +523,7 @@ func TestCaptureFailsAsAWhole(t *testing.T) {
 		}
 	})
 	t.Run("cut off", func(t *testing.T) {
-		for _, at := range []int{100, 600, 1 << 18, 1 << 20} {
+		for _, at := range []int{100, 600, 1 << 16, 1 << 18} {
 			err := run(t.Context(), bytes.NewReader(archive[:at]), layertest.New(), id)
 			if err == nil || at > 600 && !errors.Is(err, io.ErrUnexpectedEOF) {
 				t.Errorf("at %d: got %v", at, err)
@@ -531,7 +531,7 @@ func TestCaptureFailsAsAWhole(t *testing.T) {
 		}
 	})
 	t.Run("connection lost", func(t *testing.T) {
-		r := io.MultiReader(bytes.NewReader(archive[:1<<20]), iotest.ErrReader(boom))
+		r := io.MultiReader(bytes.NewReader(archive[:1<<18]), iotest.ErrReader(boom))
 		if err := run(t.Context(), r, layertest.New(), id); !errors.Is(err, boom) {
 			t.Errorf("got %v", err)
 		}

@@ -1,5 +1,6 @@
 // Package goflate127 is a frozen copy of the compressor of Go's compress/flate
-// as of Go 1.27. Only the package name was changed. It is under the BSD licence
+// as of Go 1.27. Only the package name was changed and unused code marked as
+// such for the linter. It is under the BSD licence
 // in LICENSE.
 //
 // Why a copy: container engines compress layers with Go's compress/gzip, and
