@@ -12,13 +12,34 @@ import (
 
 // TestKillAndRemove needs root, as everything in the laboratory does.
 func TestKillAndRemove(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
 	name := fmt.Sprintf("lbtest-cgroup.%d", os.Getpid())
 	tree, err := New(name)
 	if err != nil {
 		t.Fatal(err)
 	}
+	killAndRemove(t, tree, name)
+}
+
+// TestKillAndRemoveInVersion2 keeps the processes in the version 2 hierarchy, which is mounted besides
+// version 1 on older systems.
+func TestKillAndRemoveInVersion2(t *testing.T) {
+	name := fmt.Sprintf("lbtest-cgroup2.%d", os.Getpid())
+	tree, err := New(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range tree.mounts {
+		if _, err := os.Stat(filepath.Join(m, "cgroup.controllers")); err == nil {
+			tree.track, tree.freezer = m, ""
+			killAndRemove(t, tree, name)
+		}
+	}
+}
+
+func killAndRemove(t *testing.T, tree Tree, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
 	dir, err := tree.Make("site/host")
 	if err != nil {
 		t.Fatal(err)

@@ -21,7 +21,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"text/template"
 	"time"
@@ -138,7 +137,7 @@ func sub(dir string) fs.FS {
 func buildTorture(ctx context.Context, dir string) error {
 	tool, err := exec.LookPath("go")
 	if err != nil {
-		tool = filepath.Join(runtime.GOROOT(), "bin", "go")
+		tool = "/usr/local/go/bin/go" // where Go's own installation instructions put it
 	}
 	cmd := exec.CommandContext(ctx, tool, "build", "-trimpath", "-o", filepath.Join(dir, "torture"), "lifeboat/lab/cmd/torture")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -58,7 +58,7 @@ func up(t *testing.T, s *systems.System, site *lab.Site) {
 	t.Logf("%s serves after %v", s.Project, time.Since(start).Round(time.Millisecond))
 }
 
-func TestWordPressIsReal(t *testing.T) {
+func TestWordPress(t *testing.T) {
 	ctx := testContext(t)
 	blog := systems.WordPress(systems.Params{})
 	other := systems.WordPress(systems.Params{Project: "other", Port: 8081, Subnet: "172.28.10", Title: "Another Log"})
@@ -100,17 +100,27 @@ func TestWordPressIsReal(t *testing.T) {
 	if page, err := other.Get(ctx, site, "/"); err != nil || !strings.Contains(page, "Another Log") {
 		t.Errorf("second WordPress: %.300s, %v", page, err)
 	}
+	crashUnderLoad(t, blog, site)
 }
 
-// loadSurvivesCrash proves the instruments: what was acknowledged is there after a loss of power, because
-// the database keeps its promise, and the checks would see it if it were not.
-func loadSurvivesCrash(t *testing.T, s *systems.System) {
-	ctx := testContext(t)
-	site := oneSite(t, lab.EngineDocker20, s.Images())
-	up(t, s, site)
-	if err := s.Seed(ctx, site, systems.Seed{ThemeFiles: 20}); err != nil {
+func TestGuestbook(t *testing.T) {
+	guests := systems.Guestbook(systems.Params{})
+	site := oneSite(t, lab.EngineDocker20, guests.Images())
+	up(t, guests, site)
+	if err := guests.Seed(testContext(t), site, systems.Seed{}); err != nil {
 		t.Fatal(err)
 	}
+	if page, err := guests.Get(testContext(t), site, "/"); err != nil || !strings.Contains(page, "guest 20") {
+		t.Errorf("front page: %.300s, %v", page, err)
+	}
+	crashUnderLoad(t, guests, site)
+}
+
+// crashUnderLoad proves the instruments: what was acknowledged is there after a loss of power, because
+// the database keeps its promise, and the checks find it.
+func crashUnderLoad(t *testing.T, s *systems.System, site *lab.Site) {
+	t.Helper()
+	ctx := testContext(t)
 	load, err := s.StartLoad(ctx, site, systems.LoadOptions{Writers: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -151,13 +161,6 @@ func loadSurvivesCrash(t *testing.T, s *systems.System) {
 	failed, _ := load.Failed()
 	pause, _ := systems.LongestPause(acks)
 	t.Logf("%d acknowledged, %d not, longest pause %v", len(acks), failed, pause)
-}
-
-func TestWordPressKeepsItsPromises(t *testing.T) {
-	loadSurvivesCrash(t, systems.WordPress(systems.Params{}))
-}
-func TestGuestbookKeepsItsPromises(t *testing.T) {
-	loadSurvivesCrash(t, systems.Guestbook(systems.Params{}))
 }
 
 func TestLedgerSeesLostAndTornEntries(t *testing.T) {
