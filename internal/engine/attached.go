@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"syscall"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -71,7 +72,9 @@ func (e *Engine) RunAttached(ctx context.Context, r AttachedRun) (exit int, err 
 	for {
 		select {
 		case res := <-wait.Result:
-			if err := <-pumped; err != nil && ctx.Err() == nil {
+			// An engine that closes with input unread resets the connection; what
+			// was written has been read by then.
+			if err := <-pumped; err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ECONNRESET) {
 				return int(res.StatusCode), fmt.Errorf("%s: %w", what, err)
 			}
 			if ctx.Err() != nil {

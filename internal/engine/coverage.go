@@ -147,8 +147,10 @@ var hostOwned = []string{
 }
 
 // hostTrees are such paths with everything below them.
-var hostTrees = []string{"/lib/modules", "/usr/lib/modules", "/usr/share/zoneinfo", "/usr/src", "/boot", "/lib/firmware",
-	"/run/udev", "/run/dbus", "/run/systemd", "/var/run/dbus", "/var/run/systemd", "/tmp/.X11-unix"}
+var hostTrees = []string{
+	"/lib/modules", "/usr/lib/modules", "/usr/share/zoneinfo", "/usr/src", "/boot", "/lib/firmware",
+	"/run/udev", "/run/dbus", "/run/systemd", "/var/run/dbus", "/var/run/systemd", "/tmp/.X11-unix",
+}
 
 // hostWhole are directories that are too much of the host to be the data of a
 // container. What administrators do use for data (/srv, /opt, /home) is not here.

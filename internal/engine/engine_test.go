@@ -278,7 +278,7 @@ func TestSSH(t *testing.T) {
 	args := filepath.Join(dir, "args")
 	// The stand-in for ssh notes its arguments and connects to the engine.
 	script := filepath.Join(dir, "ssh")
-	body := fmt.Sprintf("#!/bin/sh\necho \"$@\" > %s\nexec %s -test.run=^TestDialStdio$ -- %s\n", args, os.Args[0], strings.TrimPrefix(f.Host(), "unix://"))
+	body := fmt.Sprintf("#!/bin/sh\necho \"$@\" > %s\necho 'Warning: something harmless' >&2\nexec %s -test.run=^TestDialStdio$ -- %s\n", args, os.Args[0], strings.TrimPrefix(f.Host(), "unix://"))
 	if err := os.WriteFile(script, []byte(body), 0o755); err != nil {
 		t.Fatal(err)
 	}

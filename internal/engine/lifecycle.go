@@ -69,8 +69,11 @@ func (e *Engine) state(ctx context.Context, nameOrID string) (ContainerState, co
 	return st, c, nil
 }
 
+// containerPath is the API path of a container; a name may have its slash.
+func containerPath(id string) string { return "/containers/" + strings.TrimPrefix(id, "/") }
+
 func (e *Engine) act(ctx context.Context, verb, id, action string, q url.Values) error {
-	err := e.call(ctx, "POST", "/containers/"+url.PathEscape(id)+"/"+action, q, nil, nil)
+	err := e.call(ctx, "POST", containerPath(id)+"/"+action, q, nil, nil)
 	return changed(verb+" container "+id, err)
 }
 
@@ -121,7 +124,7 @@ func (e *Engine) Remove(ctx context.Context, id string, o RemoveOptions) error {
 		q.Set("v", "1")
 	}
 	for {
-		err := e.remove(ctx, "container "+id, "/containers/"+url.PathEscape(id), q)
+		err := e.remove(ctx, "container "+id, containerPath(id), q)
 		// The engine is removing it already, for AutoRemove or another caller.
 		if err == nil || !strings.Contains(err.Error(), "already in progress") {
 			return err
@@ -145,7 +148,7 @@ func (e *Engine) SetRestartPolicy(ctx context.Context, id string, p RestartPolic
 		p.Name = "no"
 	}
 	req := map[string]any{"RestartPolicy": p}
-	err := e.call(ctx, "POST", "/containers/"+url.PathEscape(id)+"/update", nil, req, nil)
+	err := e.call(ctx, "POST", containerPath(id)+"/update", nil, req, nil)
 	return changed("set the restart policy of container "+id, err)
 }
 

@@ -149,6 +149,18 @@ func (e *Engine) inspectNetwork(ctx context.Context, nameOrID string) (network.I
 	return res.Network, spec.raw(), nil
 }
 
+func withoutOwnLabels(spec json.RawMessage) json.RawMessage {
+	o, err := parseObject(spec)
+	if err != nil {
+		return spec // it is this package's own making
+	}
+	dropOwnLabels(o)
+	if o.empty("Labels") {
+		delete(o, "Labels")
+	}
+	return o.raw()
+}
+
 // normaliseIPAMPools takes the state of pools out of the configuration, and the
 // prefix length that some engines show behind a gateway.
 func normaliseIPAMPools(spec object) {
@@ -204,7 +216,7 @@ func (e *Engine) discoverNetworks(ctx context.Context, sel Selector, cs []inspec
 		if err != nil {
 			return nil, err
 		}
-		net := Network{Network: dr.Network{Name: n.Name, Spec: spec}, ID: n.ID}
+		net := Network{Network: dr.Network{Name: n.Name, Spec: withoutOwnLabels(spec)}, ID: n.ID}
 		// A project makes the networks that carry its label. Without a project
 		// there is nobody else who would make them.
 		net.External = sel.Project != "" && !own || full.Scope == "swarm"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -77,6 +78,7 @@ func normalise(in inspected, img *Image, f facts, refs *references, mac requeste
 	needs, notes = refs.rewriteHostConfig(host)
 	normaliseNetworkMode(in, f, config, host)
 	delete(config, "MacAddress") // it is kept with the endpoint
+	dropOwnLabels(config)
 	normaliseEntrypoint(config, img)
 	normaliseDefaults(f, host)
 	bindAnonymous(in, host, refs)
@@ -99,6 +101,22 @@ func normalise(in inspected, img *Image, f facts, refs *references, mac requeste
 	slices.SortFunc(c.Mounts, func(a, b dr.Mount) int { return strings.Compare(a.Destination, b.Destination) })
 	return c, needs, notes
 }
+
+// dropOwnLabels takes out the labels that Lifeboat put on what it created: they
+// are of one snapshot and epoch, and are given anew.
+func dropOwnLabels(o object) {
+	var labels map[string]string
+	if o.read("Labels", &labels) != nil || len(labels) == 0 {
+		return
+	}
+	n := len(labels)
+	maps.DeleteFunc(labels, func(k, _ string) bool { return ownLabel(k) })
+	if len(labels) < n {
+		o.set("Labels", labels)
+	}
+}
+
+func ownLabel(k string) bool { return k == LabelSystem || k == LabelSnapshot || k == LabelEpoch }
 
 func clone(o object) object {
 	out := make(object, len(o))

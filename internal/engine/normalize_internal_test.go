@@ -84,8 +84,10 @@ func TestNormaliseHostConfig(t *testing.T) {
 			name: "anonymous volumes", config: `{"Volumes":{"/anon":{}}}`,
 			host: `{"Binds":["named:/named"],"Mounts":[{"Type":"volume","Target":"/unnamed","Future":1}],"VolumesFrom":["db"]}`,
 			mounts: []container.MountPoint{
-				{Type: mount.TypeVolume, Name: "named", Destination: "/named", RW: true}, {Type: mount.TypeVolume, Name: "anon", Destination: "/anon", RW: true},
-				{Type: mount.TypeVolume, Name: "unnamed", Destination: "/unnamed", RW: true}, {Type: mount.TypeVolume, Name: "fromdb", Destination: "/fromdb", RW: true},
+				{Type: mount.TypeVolume, Name: "named", Destination: "/named", RW: true},
+				{Type: mount.TypeVolume, Name: "anon", Destination: "/anon", RW: true},
+				{Type: mount.TypeVolume, Name: "unnamed", Destination: "/unnamed", RW: true},
+				{Type: mount.TypeVolume, Name: "fromdb", Destination: "/fromdb", RW: true},
 			},
 			want: map[string]any{"Mounts": []any{
 				map[string]any{"Type": "volume", "Source": "unnamed", "Target": "/unnamed", "Future": 1.0},

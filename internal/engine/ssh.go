@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -80,6 +81,7 @@ type processConn struct {
 	cmd    *exec.Cmd
 	in     io.WriteCloser
 	out    io.ReadCloser
+	worked atomic.Bool // something was received
 	stderr tailBuffer
 	once   sync.Once
 	err    error
@@ -87,31 +89,55 @@ type processConn struct {
 
 func (c *processConn) Read(p []byte) (int, error) {
 	n, err := c.out.Read(p)
-	if err != nil && n == 0 {
-		if msg := c.stderr.String(); msg != "" {
-			return 0, fmt.Errorf("ssh: %s: %w", msg, err)
-		}
+	if n > 0 {
+		c.worked.Store(true)
+	}
+	if err != nil && n == 0 && !c.worked.Load() {
+		// It never was a connection. One that was may end, whatever ssh warned of.
+		err = c.explain(err)
 	}
 	return n, err
 }
 
-func (c *processConn) Write(p []byte) (int, error) { return c.in.Write(p) }
+func (c *processConn) Write(p []byte) (int, error) {
+	n, err := c.in.Write(p)
+	if err != nil {
+		err = c.explain(err)
+	}
+	return n, err
+}
+
+// explain adds to the end of the connection what the process said about it.
+func (c *processConn) explain(err error) error {
+	// It has closed its streams and is about to end; its last words count.
+	c.end(2 * time.Second)
+	if msg := c.stderr.String(); msg != "" {
+		return fmt.Errorf("ssh: %s: %w", msg, err)
+	}
+	return err
+}
 
 // CloseWrite ends the sending direction; an attached container sees the end of
 // its standard input.
 func (c *processConn) CloseWrite() error { return c.in.Close() }
 
 func (c *processConn) Close() error {
+	c.end(0)
+	return c.err
+}
+
+// end waits for the process to end by itself for a while, then kills it.
+func (c *processConn) end(grace time.Duration) {
 	c.once.Do(func() {
 		_ = c.in.Close()
-		_ = c.cmd.Process.Kill()
+		kill := time.AfterFunc(grace, func() { _ = c.cmd.Process.Kill() })
+		defer kill.Stop()
 		err := c.cmd.Wait()
 		var exit *exec.ExitError
 		if err != nil && !errors.As(err, &exit) && !errors.Is(err, exec.ErrWaitDelay) {
 			c.err = err
 		}
 	})
-	return c.err
 }
 
 func (c *processConn) LocalAddr() net.Addr              { return processAddr{} }

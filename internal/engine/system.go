@@ -8,7 +8,8 @@ import (
 
 // Labels of Lifeboat's own. Those that say whose an object is are put on what
 // recover creates, beside the captured labels, which stay as they are (Compose
-// compares its own).
+// compares its own). Discover leaves them out of what it describes; Container,
+// Network, Volume and Inventory show them.
 const (
 	LabelSystem   = "dev.lifeboat.system"
 	LabelSnapshot = "dev.lifeboat.snapshot"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -58,7 +59,11 @@ func (e *Engine) discoverVolumes(ctx context.Context, sel Selector, cs []inspect
 		st.volumes[v.Name] = v
 		_, labelled := v.Labels[anonymousLabel]
 		vol := Volume{Volume: describeVolume(v)}
-		vol.Anonymous = labelled || anonymousName.MatchString(v.Name) && len(v.Labels) == 0
+		maps.DeleteFunc(vol.Labels, func(k, _ string) bool { return ownLabel(k) })
+		if len(vol.Labels) == 0 {
+			vol.Labels = nil
+		}
+		vol.Anonymous = labelled || anonymousName.MatchString(v.Name) && vol.Labels == nil
 		vol.UsedBy = outsiders(all, inSystem, func(m container.MountPoint) bool { return m.Type == "volume" && m.Name == v.Name })
 		out = append(out, vol)
 	}

@@ -240,7 +240,7 @@ func (f *fixture) create(e *engine.Engine, sys *engine.System) {
 	order := []string{"lbtest-shop-db-1", "lbtest-shop-web-1", "lbtest-shop-side-1", "lbtest-shop-job-1"}
 	for _, name := range order {
 		i := slices.IndexFunc(sys.Containers, func(c engine.Container) bool { return c.Name == name })
-		id, err := e.CreateContainer(f.Context(), sys.Containers[i].Container, engine.CreateOptions{})
+		id, err := e.CreateContainer(f.Context(), sys.Containers[i].Container, engine.CreateOptions{Labels: map[string]string{engine.LabelSystem: "shop"}})
 		f.ok("create "+name+" from its description", err)
 		f.removeFrom(e, name)
 		if sys.Containers[i].State == "running" {

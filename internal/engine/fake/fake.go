@@ -294,7 +294,9 @@ func (e *Engine) background(f func()) {
 	}()
 }
 
-// hijack takes over the connection of a request for a raw stream.
+// hijack takes over the connection of a request for a raw stream and says so.
+// What must be in place when the client goes on is put there under the lock
+// that the caller holds.
 func hijack(w http.ResponseWriter) (net.Conn, error) {
 	h, ok := w.(http.Hijacker)
 	if !ok {

@@ -247,13 +247,14 @@ func (f framed) Write(p []byte) (int, error) {
 
 // attachTo passes the streams of a container's next run over the connection.
 func (e *Engine) attachTo(w http.ResponseWriter, c *ctr) {
+	e.mu.Lock()
 	conn, err := hijack(w)
 	if err != nil {
+		e.mu.Unlock()
 		reply(w, err)
 		return
 	}
 	c.log.copyTo(conn, true)
-	e.mu.Lock()
 	ended := c.ended
 	c.stdin = conn
 	e.mu.Unlock()
