@@ -261,8 +261,10 @@ func (a *app) saveInit(path, raw, keyFile string, reg ocistore.Options) error {
 			continue
 		}
 		if err != nil {
-			return ui.Explained{What: err.Error(), State: "the repository was created and the recovery kit written",
-				Next: []string{"write the repository into " + path + " by hand"}, Err: err}
+			return ui.Explained{
+				What: err.Error(), State: "the repository was created and the recovery kit written",
+				Next: []string{"write the repository into " + path + " by hand"}, Err: err,
+			}
 		}
 	}
 	a.reload()

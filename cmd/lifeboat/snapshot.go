@@ -201,11 +201,15 @@ func (a *app) sweep(ctx context.Context, w *world) error {
 func explainSnapshot(name string, err error) error {
 	switch {
 	case errors.Is(err, dr.ErrFenced):
-		return ui.Explained{What: err.Error(), State: "no snapshot was made; what this site holds is untouched",
-			Next: []string{"stop the system here, it serves stale data", "lifeboat failback " + name + "  (to bring it back here)", "lifeboat snapshot " + name + " --divergent  (to keep what this site holds)"}, Err: err}
+		return ui.Explained{
+			What: err.Error(), State: "no snapshot was made; what this site holds is untouched",
+			Next: []string{"stop the system here, it serves stale data", "lifeboat failback " + name + "  (to bring it back here)", "lifeboat snapshot " + name + " --divergent  (to keep what this site holds)"}, Err: err,
+		}
 	case errors.Is(err, freeze.ErrFreezeMax), errors.Is(err, freeze.ErrFreezeBroken):
-		return ui.Explained{What: err.Error(), State: "the system runs, no snapshot was made",
-			Next: []string{"lifeboat snapshot " + name + "  (again, when there is less load)", "raise freeze_max or secure_buffer in the configuration"}, Err: err}
+		return ui.Explained{
+			What: err.Error(), State: "the system runs, no snapshot was made",
+			Next: []string{"lifeboat snapshot " + name + "  (again, when there is less load)", "raise freeze_max or secure_buffer in the configuration"}, Err: err,
+		}
 	}
 	return err
 }

@@ -147,8 +147,19 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 
 func listingView(l *listing) []ui.View {
 	t := ui.Table{
-		Columns: []ui.Column{{Title: "snapshot"}, {Title: "system"}, {Title: "#", Right: true}, {Title: "of"}, {Title: "site"}, {Title: "epoch", Right: true},
-			{Title: "line"}, {Title: "size", Right: true}, {Title: "new", Right: true}, {Title: "frozen", Right: true}, {Title: "proven"}},
+		Columns: []ui.Column{
+			{Title: "snapshot"},
+			{Title: "system"},
+			{Title: "#", Right: true},
+			{Title: "of"},
+			{Title: "site"},
+			{Title: "epoch", Right: true},
+			{Title: "line"},
+			{Title: "size", Right: true},
+			{Title: "new", Right: true},
+			{Title: "frozen", Right: true},
+			{Title: "proven"},
+		},
 		Empty: "the repository has no snapshots",
 	}
 	for _, s := range l.Snapshots {
@@ -163,9 +174,11 @@ func listingView(l *listing) []ui.View {
 		if s.Proven {
 			proven = "yes"
 		}
-		t.Rows = append(t.Rows, []string{s.Snapshot.Short(), string(s.System), strconv.FormatUint(uint64(s.Number), 10),
+		t.Rows = append(t.Rows, []string{
+			s.Snapshot.Short(), string(s.System), strconv.FormatUint(uint64(s.Number), 10),
 			s.Created.Local().Format(time.DateTime), string(s.Site), strconv.FormatUint(uint64(s.Epoch), 10), line,
-			bytesText(s.BytesTotal), bytesText(s.BytesNew), fmt.Sprintf("%.0f ms", s.FreezeMS), proven})
+			bytesText(s.BytesTotal), bytesText(s.BytesNew), fmt.Sprintf("%.0f ms", s.FreezeMS), proven,
+		})
 	}
 	views := []ui.View{t}
 	for _, p := range l.Problems {

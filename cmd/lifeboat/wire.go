@@ -288,11 +288,15 @@ func (a *app) ask(f *os.File, prompt string) (string, error) {
 func (a *app) explainOpen(src source, err error) error {
 	switch {
 	case errors.Is(err, dr.ErrWrongKey):
-		return ui.Explained{What: err.Error(), State: "nothing was read or changed",
-			Next: []string{"set " + config.EnvKeyFile + " to the identity that the repository was made with, or use the recovery kit"}, Err: err}
+		return ui.Explained{
+			What: err.Error(), State: "nothing was read or changed",
+			Next: []string{"set " + config.EnvKeyFile + " to the identity that the repository was made with, or use the recovery kit"}, Err: err,
+		}
 	case errors.Is(err, dr.ErrNotFound):
-		return ui.Explained{What: err.Error(), State: "nothing was changed",
-			Next: []string{"lifeboat init --repo " + location(src.url) + "  (to make a repository there)"}, Err: err}
+		return ui.Explained{
+			What: err.Error(), State: "nothing was changed",
+			Next: []string{"lifeboat init --repo " + location(src.url) + "  (to make a repository there)"}, Err: err,
+		}
 	}
 	return err
 }

@@ -111,20 +111,25 @@ var magics = []struct {
 	bytes  string
 }{
 	{0, "SQLite format 3\x00"},
-	{0, "\x37\x7f\x06\x82"}, {0, "\x37\x7f\x06\x83"}, // SQLite write-ahead log
+	{0, "\x37\x7f\x06\x82"},
+	{0, "\x37\x7f\x06\x83"},         // SQLite write-ahead log
 	{16, "\xde\xc0\xef\xbe"},        // LMDB meta page
 	{16, "\xed\xda\x0c\xed"},        // bbolt meta page
 	{0, "\x41\xd8\x01\x00\x01\x00"}, // WiredTiger block file
 	{12, "\x62\x31\x05\x00"},        // Berkeley DB, btree
 	{12, "\x61\x15\x06\x00"},        // Berkeley DB, hash
 	{0, "QFI\xfb"},                  // qcow2
-	{0, "KDMV"}, {0, "COWD"},        // VMDK
-	{0, "vhdxfile"}, {0, "conectix"}, // VHDX, VHD
-	{64, "\x7f\x10\xda\xbe"},         // VDI
-	{512, "EFI PART"},                // disk image with a GPT
-	{0, "XFSB"}, {0, "LUKS\xba\xbe"}, // file systems and containers of them
-	{1080, "\x53\xef"},                       // ext2, 3, 4
-	{0, "\xfe\xfe\x07"}, {0, "\xfe\xfe\x0b"}, // MyISAM and Aria indexes
+	{0, "KDMV"},
+	{0, "COWD"}, // VMDK
+	{0, "vhdxfile"},
+	{0, "conectix"},          // VHDX, VHD
+	{64, "\x7f\x10\xda\xbe"}, // VDI
+	{512, "EFI PART"},        // disk image with a GPT
+	{0, "XFSB"},
+	{0, "LUKS\xba\xbe"}, // file systems and containers of them
+	{1080, "\x53\xef"},  // ext2, 3, 4
+	{0, "\xfe\xfe\x07"},
+	{0, "\xfe\xfe\x0b"}, // MyISAM and Aria indexes
 }
 
 func rewrittenByMagic(head []byte, size int64) bool {

@@ -219,7 +219,7 @@ func mustStandStill(t *testing.T, set *Set, fs ...*fixture) {
 		}
 		return s
 	}
-	for range 50 {
+	for range 25 {
 		for _, f := range fs {
 			f.mustProgress(t) // else it may just turn round in the freezer
 		}

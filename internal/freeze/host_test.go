@@ -102,97 +102,121 @@ func TestFind(t *testing.T) {
 		{name: "v2 systemd driver", v: 2, want: "system.slice/docker-" + idA + ".scope", host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/system.slice/docker-"+idA+".scope\n"),
-			cgroups: map[string][]int{"system.slice/docker-" + idA + ".scope": {77, 78}}}},
+			cgroups: map[string][]int{"system.slice/docker-" + idA + ".scope": {77, 78}},
+		}},
 		{name: "v1 cgroupfs driver", v: 1, want: "freezer/docker/" + idA, host: fakeHost{
 			mounts:  []string{v1Mount, "cgroup|/|cpu|cpu"},
 			procs:   with(v1, "77", "6:freezer:/docker/"+idA+"\n2:cpu:/docker/"+idA+"\n0::/\n"),
-			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "cpu/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "cpu/docker/" + idA: {77}},
+		}},
 		{name: "hybrid prefers the freezer of version 1", v: 1, want: "freezer/docker/" + idA, host: fakeHost{
 			mounts:  []string{v1Mount, "cgroup2|/|unified|rw"},
 			procs:   with(v1, "77", "6:freezer:/docker/"+idA+"\n0::/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "unified/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "unified/docker/" + idA: {77}},
+		}},
 		{name: "hybrid, container in version 2 only", v: 2, want: "unified/docker/" + idA, host: fakeHost{
 			mounts:  []string{v1Mount, "cgroup2|/|unified|rw"},
 			procs:   with(v1, "77", "6:freezer:/\n0::/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"freezer": {77}, "unified/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"freezer": {77}, "unified/docker/" + idA: {77}},
+		}},
 		{name: "freezer mounted together with another controller", v: 1, want: "both/docker/" + idA, host: fakeHost{
 			mounts:  []string{"cgroup|/|both|devices,freezer"},
 			procs:   with(v1, "77", "6:devices,freezer:/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"both/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"both/docker/" + idA: {77}},
+		}},
 		{name: "init process in a nested cgroup", v: 2, want: "docker/" + idA, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/docker/"+idA+"/init.scope\n"),
-			cgroups: map[string][]int{"docker/" + idA: nil, "docker/" + idA + "/init.scope": {77}}}},
+			cgroups: map[string][]int{"docker/" + idA: nil, "docker/" + idA + "/init.scope": {77}},
+		}},
 		{name: "docker in docker: the inner container", v: 2, want: "docker/" + idB + "/docker/" + idA, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/docker/"+idB+"/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"docker/" + idB + "/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"docker/" + idB + "/docker/" + idA: {77}},
+		}},
 		{name: "podman", v: 2, want: "machine.slice/libpod-" + idA + ".scope", host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/machine.slice/libpod-"+idA+".scope/container\n"),
-			cgroups: map[string][]int{"machine.slice/libpod-" + idA + ".scope/container": {77}, "machine.slice/libpod-" + idA + ".scope": nil}}},
+			cgroups: map[string][]int{"machine.slice/libpod-" + idA + ".scope/container": {77}, "machine.slice/libpod-" + idA + ".scope": nil},
+		}},
 		{name: "podman's monitor is not the container", err: ErrUnreachable, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/machine.slice/libpod-conmon-"+idA+".scope\n"),
-			cgroups: map[string][]int{"machine.slice/libpod-conmon-" + idA + ".scope": {77}}}},
+			cgroups: map[string][]int{"machine.slice/libpod-conmon-" + idA + ".scope": {77}},
+		}},
 		{name: "helper container with a cgroup namespace", v: 2, want: "system.slice/docker-" + idA + ".scope", host: fakeHost{
 			mounts:  []string{"cgroup2|/../..||rw"},
 			procs:   map[string]string{"self": "0::/\n", "1": "0::/../../init.scope\n", "77": "0::/../../system.slice/docker-" + idA + ".scope\n"},
-			cgroups: map[string][]int{"system.slice/docker-" + idA + ".scope": {77}}}},
+			cgroups: map[string][]int{"system.slice/docker-" + idA + ".scope": {77}},
+		}},
 		{name: "mount shows only the own subtree", err: ErrUnreachable, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   map[string]string{"self": "0::/\n", "1": "0::/../init.scope\n", "77": "0::/../docker-" + idA + ".scope\n"},
-			cgroups: map[string][]int{"docker-" + idA + ".scope": {5}}}},
+			cgroups: map[string][]int{"docker-" + idA + ".scope": {5}},
+		}},
 		{name: "bind mount of a part of the hierarchy", v: 1, want: "freezer/" + idA, host: fakeHost{
 			mounts:  []string{"cgroup|/docker|freezer|freezer"},
 			procs:   with(v1, "77", "6:freezer:/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"freezer/" + idA: {77}}}},
+			cgroups: map[string][]int{"freezer/" + idA: {77}},
+		}},
 		{name: "path without the id", err: ErrUnreachable, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/system.slice/shared.scope\n"),
-			cgroups: map[string][]int{"system.slice/shared.scope": {77}}}},
+			cgroups: map[string][]int{"system.slice/shared.scope": {77}},
+		}},
 		{name: "id as part of a longer word", err: ErrUnreachable, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/docker/"+idA+"f\n"),
-			cgroups: map[string][]int{"docker/" + idA + "f": {77}}}},
+			cgroups: map[string][]int{"docker/" + idA + "f": {77}},
+		}},
 		{name: "root", err: ErrUnreachable, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/\n"),
-			cgroups: map[string][]int{"": {77}}}},
+			cgroups: map[string][]int{"": {77}},
+		}},
 		{name: "process is not in it", err: ErrUnreachable, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"docker/" + idA: {78}}}},
+			cgroups: map[string][]int{"docker/" + idA: {78}},
+		}},
 		{name: "holds Lifeboat", err: ErrForbidden, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(with(plain, "self", "0::/docker/"+idA+"\n"), "77", "0::/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"docker/" + idA: {77}},
+		}},
 		{name: "is an ancestor of Lifeboat's", err: ErrForbidden, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(with(plain, "self", "0::/docker/"+idA+"/docker/"+idB+"\n"), "77", "0::/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"docker/" + idA: {77}},
+		}},
 		{name: "holds process 1", err: ErrForbidden, host: fakeHost{
 			mounts:  []string{v1Mount},
 			procs:   with(with(v1, "1", "6:freezer:/docker/"+idA+"/x\n"), "77", "6:freezer:/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"freezer/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"freezer/docker/" + idA: {77}},
+		}},
 		{name: "forbidden in version 1, no way round by version 2", err: ErrForbidden, host: fakeHost{
 			mounts:  []string{v1Mount, "cgroup2|/|unified|rw"},
 			procs:   with(with(v1, "self", "6:freezer:/docker/"+idA+"\n0::/\n"), "77", "6:freezer:/docker/"+idA+"\n0::/docker/"+idA+"\n"),
-			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "unified/docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "unified/docker/" + idA: {77}},
+		}},
 		{name: "runs Lifeboat, in a cgroup namespace", err: ErrForbidden, host: fakeHost{
 			mounts:  []string{"cgroup2|/../..||rw"},
 			procs:   map[string]string{"self": "0::/\n", "1": "0::/../../init.scope\n", "77": "0::/\n"},
-			cgroups: map[string][]int{"docker/" + idA: {77}}}},
+			cgroups: map[string][]int{"docker/" + idA: {77}},
+		}},
 		{name: "shares Lifeboat's cgroup", err: ErrForbidden, host: fakeHost{
 			mounts:  []string{v2Mount},
 			procs:   with(plain, "77", "0::/user.slice\n"),
-			cgroups: map[string][]int{"user.slice": {77}}}},
+			cgroups: map[string][]int{"user.slice": {77}},
+		}},
 		{name: "no cgroup mounts", err: ErrUnreachable, host: fakeHost{
-			procs: with(plain, "77", "0::/docker/"+idA+"\n")}},
+			procs: with(plain, "77", "0::/docker/"+idA+"\n"),
+		}},
 		{name: "process ended", err: ErrUnreachable, host: fakeHost{mounts: []string{v2Mount}, procs: plain}},
 		{name: "cgroup removed", err: ErrUnreachable, host: fakeHost{
 			mounts: []string{v2Mount},
-			procs:  with(plain, "77", "0::/docker/"+idA+" (deleted)\n")}},
+			procs:  with(plain, "77", "0::/docker/"+idA+" (deleted)\n"),
+		}},
 		{name: "garbage", err: ErrUnreachable, host: fakeHost{mounts: []string{v2Mount}, procs: with(plain, "77", "what\n")}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -219,8 +243,14 @@ func TestFind(t *testing.T) {
 
 func TestFindRefusesBadContainers(t *testing.T) {
 	h, _ := fakeHost{mounts: []string{v2Mount}, procs: map[string]string{"self": "0::/\n", "1": "0::/\n"}}.open(t)
-	for _, c := range []Container{{}, {ID: "short"}, {ID: idA}, {ID: "../../../etc/passwd", Pid: 1},
-		{ID: strings.Repeat("x", 200), Pid: 1}, {ID: idA, Pid: -1}} {
+	for _, c := range []Container{
+		{},
+		{ID: "short"},
+		{ID: idA},
+		{ID: "../../../etc/passwd", Pid: 1},
+		{ID: strings.Repeat("x", 200), Pid: 1},
+		{ID: idA, Pid: -1},
+	} {
 		if cg, err := h.Find(c); err == nil {
 			t.Errorf("found %v for %v", cg, c)
 		}
@@ -254,10 +284,14 @@ func TestFreezerFiles(t *testing.T) {
 		1: {"freezer.state", "freezer.self_freezing", "FROZEN", "THAWED"},
 		2: {"cgroup.freeze", "cgroup.events", "1", "0"},
 	} {
-		h, root := fakeHost{mounts: []string{v1Mount, "cgroup2|/|unified|rw"},
-			procs: map[string]string{"self": "6:freezer:/\n0::/\n", "1": "6:freezer:/\n0::/\n",
-				"77": map[int]string{1: "6:freezer:/docker/" + idA + "\n", 2: "0::/docker/" + idA + "\n"}[v]},
-			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "unified/docker/" + idA: {77}}}.open(t)
+		h, root := fakeHost{
+			mounts: []string{v1Mount, "cgroup2|/|unified|rw"},
+			procs: map[string]string{
+				"self": "6:freezer:/\n0::/\n", "1": "6:freezer:/\n0::/\n",
+				"77": map[int]string{1: "6:freezer:/docker/" + idA + "\n", 2: "0::/docker/" + idA + "\n"}[v],
+			},
+			cgroups: map[string][]int{"freezer/docker/" + idA: {77}, "unified/docker/" + idA: {77}},
+		}.open(t)
 		cg, err := h.Find(Container{ID: idA, Pid: 77})
 		if err != nil {
 			t.Fatal(err)

@@ -200,6 +200,7 @@ func TestParentStopped(t *testing.T) {
 	eachVersion(t, func(t *testing.T, v int) {
 		for _, p := range points[2 : len(points)-1] {
 			t.Run(p.name, func(t *testing.T) {
+				t.Parallel()
 				h, fs, dir := catch(t, v, p, 2*time.Second)
 				h.signal(unix.SIGSTOP)
 				if p.frozen > 0 {

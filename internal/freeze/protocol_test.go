@@ -58,17 +58,31 @@ func TestGuardianPhases(t *testing.T) {
 		a action
 	}
 	for name, steps := range map[string][]stepOf{
-		"as planned": {{eventArm, phaseArmed, doArm}, {eventFrozen, phaseFrozen, doAnswer}, {eventRelease, phaseDone, doConfirm},
-			{eventGone, phaseDone, doNothing}},
+		"as planned": {
+			{eventArm, phaseArmed, doArm},
+			{eventFrozen, phaseFrozen, doAnswer},
+			{eventRelease, phaseDone, doConfirm},
+			{eventGone, phaseDone, doNothing},
+		},
 		"freezing failed":         {{eventArm, phaseArmed, doArm}, {eventRelease, phaseDone, doConfirm}},
 		"parent dies at once":     {{eventGone, phaseDone, doNothing}},
 		"never armed":             {{eventRelease, phaseDone, doConfirm}},
 		"parent dies while armed": {{eventArm, phaseArmed, doArm}, {eventGone, phaseDone, doThaw}},
 		"parent dies frozen":      {{eventArm, phaseArmed, doArm}, {eventFrozen, phaseFrozen, doAnswer}, {eventGone, phaseDone, doThaw}},
-		"deadline while freezing, then the parent goes on": {{eventArm, phaseArmed, doArm}, {eventDeadline, phaseSpent, doThaw},
-			{eventFrozen, phaseSpent, doThaw}, {eventRelease, phaseSpent, doThaw}, {eventGone, phaseDone, doThaw}},
-		"deadline while frozen, then the parent dies": {{eventArm, phaseArmed, doArm}, {eventFrozen, phaseFrozen, doAnswer},
-			{eventDeadline, phaseSpent, doThaw}, {eventDeadline, phaseSpent, doNothing}, {eventGone, phaseDone, doThaw}},
+		"deadline while freezing, then the parent goes on": {
+			{eventArm, phaseArmed, doArm},
+			{eventDeadline, phaseSpent, doThaw},
+			{eventFrozen, phaseSpent, doThaw},
+			{eventRelease, phaseSpent, doThaw},
+			{eventGone, phaseDone, doThaw},
+		},
+		"deadline while frozen, then the parent dies": {
+			{eventArm, phaseArmed, doArm},
+			{eventFrozen, phaseFrozen, doAnswer},
+			{eventDeadline, phaseSpent, doThaw},
+			{eventDeadline, phaseSpent, doNothing},
+			{eventGone, phaseDone, doThaw},
+		},
 		"garbage":        {{eventArm, phaseArmed, doArm}, {eventGarbled, phaseSpent, doThaw}},
 		"out of turn":    {{eventFrozen, phaseSpent, doThaw}},
 		"armed twice":    {{eventArm, phaseArmed, doArm}, {eventArm, phaseSpent, doThaw}},

@@ -52,8 +52,10 @@ func TestRefuse(t *testing.T) {
 		{name: "socket proxy", facts: base(func(f *Facts) { f.EngineServers = []int{101, 7} }), want: []string{"a " + string(WhatEngine)}},
 		{name: "registry elsewhere", facts: base(needs(WhatRegistry, "tcp 198.51.100.7:443"))},
 		{name: "registry on the host itself", facts: base(needs(WhatRegistry, "tcp 127.0.0.1:5000"))},
-		{name: "registry at a container's address", facts: base(needs(WhatRegistry, "tcp 172.17.0.3:5000")),
-			want: []string{"b " + string(WhatRegistry)}},
+		{
+			name: "registry at a container's address", facts: base(needs(WhatRegistry, "tcp 172.17.0.3:5000")),
+			want: []string{"b " + string(WhatRegistry)},
+		},
 		{name: "registry in a container on the host's network", facts: base(both(needs(WhatRegistry, "tcp 127.0.0.1:5000"), func(f *Facts) {
 			f.Namespaces[0].Listeners = []Listener{{ep("tcp [::]:5000"), []int{200}}, {ep("tcp 127.0.0.1:6000"), []int{100}}}
 		})), want: []string{"b " + string(WhatRegistry)}},
@@ -172,8 +174,14 @@ func TestParseRefusesGarbage(t *testing.T) {
 }
 
 func TestWalked(t *testing.T) {
-	all := []mount{{point: "/", fstype: "ext4"}, {point: "/data", fstype: "fuse.a"}, {point: "/data", fstype: "fuse.b"},
-		{point: "/data/vol/sub", fstype: "fuse.c"}, {point: "/other", fstype: "fuse.d"}, {point: "/database", fstype: "fuse.e"}}
+	all := []mount{
+		{point: "/", fstype: "ext4"},
+		{point: "/data", fstype: "fuse.a"},
+		{point: "/data", fstype: "fuse.b"},
+		{point: "/data/vol/sub", fstype: "fuse.c"},
+		{point: "/other", fstype: "fuse.d"},
+		{point: "/database", fstype: "fuse.e"},
+	}
 	var got []string
 	for _, m := range walked(all, []string{"/data/vol/"}) {
 		got = append(got, m.fstype)

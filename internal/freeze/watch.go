@@ -225,8 +225,10 @@ func startGuard(name string, command []string, engine bool, files []*os.File) (*
 		ours.Close()
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
-	g := &guard{name: name, process: cmd, socket: ours,
-		answers: make(chan message, 8), gone: make(chan struct{}), exited: make(chan struct{})}
+	g := &guard{
+		name: name, process: cmd, socket: ours,
+		answers: make(chan message, 8), gone: make(chan struct{}), exited: make(chan struct{}),
+	}
 	go g.listen()
 	go func() {
 		_ = cmd.Wait() // how it ended does not matter; that it did shows on the socket

@@ -435,7 +435,7 @@ func FuzzJoin(f *testing.F) {
 	f.Add([]byte(skeletonMagic+"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"), []byte{0xff, 0xff, 1}, int64(1<<40))
 	f.Fuzz(func(t *testing.T, skeleton, list []byte, size int64) {
 		st := layertest.New()
-		l := Layer{DiffID: DigestOf(nil), Size: min(size, 1<<20)}
+		l := Layer{DiffID: DigestOf(nil), Size: max(0, min(size, 1<<20))}
 		for _, s := range []struct {
 			data []byte
 			refs *[]dr.UnitRef

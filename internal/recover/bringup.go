@@ -90,8 +90,10 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 	}
 	for _, n := range b.local.Networks {
 		if n.External && !slices.ContainsFunc(b.survey.inv.Networks, func(x engine.InventoryNetwork) bool { return x.Name == n.Name }) {
-			p.Conflicts = append(p.Conflicts, plan.Conflict{Object: "network " + n.Name, With: "it is external to the system and does not exist here",
-				Solve: "create it, or --override networks." + n.Name + ".existing=OTHER"})
+			p.Conflicts = append(p.Conflicts, plan.Conflict{
+				Object: "network " + n.Name, With: "it is external to the system and does not exist here",
+				Solve: "create it, or --override networks." + n.Name + ".existing=OTHER",
+			})
 		}
 	}
 	for _, c := range b.captured.Coverage {

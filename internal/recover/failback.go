@@ -45,7 +45,6 @@ type taker struct {
 	journal *plan.Journal
 	result  *Result
 	known   []*dr.Root
-	down    time.Time // when the giver offered, as read here
 	giver   chan error
 }
 

@@ -321,13 +321,26 @@ func TestOddRequests(t *testing.T) {
 		method, path string
 		want         int
 	}{
-		{"GET", "/", 404}, {"GET", "/v2/dr", 404}, {"GET", "/v1/", 404}, {"GET", "/v2/DR/tags/list", 404},
-		{"PUT", "/v2/dr/blobs/uploads/..", 400}, {"PUT", "/v2/dr/blobs/uploads/.", 400}, {"DELETE", "/v2/dr/blobs/uploads/..", 400},
-		{"PUT", "/v2/dr/blobs/uploads/...", 400}, {"GET", "/v2/dr/blobs/uploads/%2e%2e", 400},
-		{"GET", "/v2/../v2/dr/tags/list", 404}, {"GET", "/v2/localhost:5000/dr/tags/list", 400},
-		{"POST", "/v2/dr/manifests/s.shop.1", 405}, {"PATCH", "/v2/dr/manifests/s.shop.1", 405}, {"DELETE", "/v2/dr/tags/list", 405},
-		{"PUT", "/v2/dr/blobs/" + d.String(), 405}, {"PUT", "/v2/_catalog", 405}, {"POST", "/v2/", 405}, {"POST", "/healthz", 405},
-		{"PUT", "/v2/dr/manifests/sha256:abc", 400}, {"PUT", "/v2/dr/manifests/" + strings.Repeat("a", 129), 404},
+		{"GET", "/", 404},
+		{"GET", "/v2/dr", 404},
+		{"GET", "/v1/", 404},
+		{"GET", "/v2/DR/tags/list", 404},
+		{"PUT", "/v2/dr/blobs/uploads/..", 400},
+		{"PUT", "/v2/dr/blobs/uploads/.", 400},
+		{"DELETE", "/v2/dr/blobs/uploads/..", 400},
+		{"PUT", "/v2/dr/blobs/uploads/...", 400},
+		{"GET", "/v2/dr/blobs/uploads/%2e%2e", 400},
+		{"GET", "/v2/../v2/dr/tags/list", 404},
+		{"GET", "/v2/localhost:5000/dr/tags/list", 400},
+		{"POST", "/v2/dr/manifests/s.shop.1", 405},
+		{"PATCH", "/v2/dr/manifests/s.shop.1", 405},
+		{"DELETE", "/v2/dr/tags/list", 405},
+		{"PUT", "/v2/dr/blobs/" + d.String(), 405},
+		{"PUT", "/v2/_catalog", 405},
+		{"POST", "/v2/", 405},
+		{"POST", "/healthz", 405},
+		{"PUT", "/v2/dr/manifests/sha256:abc", 400},
+		{"PUT", "/v2/dr/manifests/" + strings.Repeat("a", 129), 404},
 		{"GET", "/healthz", 200},
 	} {
 		status, body, _ := c.do(r.method, r.path, nil)

@@ -140,8 +140,11 @@ func TestVerifier(t *testing.T) {
 			user, password string
 			want           bool
 		}{
-			{hash, "alice", "right", true}, {hash, "alice", "wrong", false}, {nil, "nobody", "right", false},
-			{changed, "alice", "right", false}, {hash, "alice", "", false},
+			{hash, "alice", "right", true},
+			{hash, "alice", "wrong", false},
+			{nil, "nobody", "right", false},
+			{changed, "alice", "right", false},
+			{hash, "alice", "", false},
 		} {
 			if got := v.verify(t.Context(), c.hash, c.user, c.password); got != c.want {
 				t.Errorf("%s, %s: %v", c.user, c.password, got)

@@ -63,6 +63,8 @@ func internal() *refusal {
 }
 
 func noRoom() *refusal {
-	return &refusal{status: http.StatusInsufficientStorage, code: "DENIED",
-		message: "no space left in the registry's storage; nothing was stored; free or add room and try again"}
+	return &refusal{
+		status: http.StatusInsufficientStorage, code: "DENIED",
+		message: "no space left in the registry's storage; nothing was stored; free or add room and try again",
+	}
 }

@@ -82,11 +82,23 @@ func TestMatchName(t *testing.T) {
 		pattern, name string
 		want          bool
 	}{
-		{"dr/prod", "dr/prod", true}, {"dr/prod", "dr/prod2", false}, {"dr/prod", "x/dr/prod", false},
-		{"dr/*", "dr/prod", true}, {"dr/*", "dr/a/b", false}, {"dr/*", "dr", false}, {"dr/*", "drx/a", false},
-		{"dr/**", "dr/a", true}, {"dr/**", "dr/a/b", true}, {"dr/**", "dr", false}, {"dr/**", "drx/a", false},
-		{"**", "anything/at/all", true}, {"*", "one", true}, {"*", "one/two", false}, {"dr/p-*", "dr/p-1", true},
-		{"*/x/**", "a/x/b/c", true}, {"*/x/**", "a/y/b", false},
+		{"dr/prod", "dr/prod", true},
+		{"dr/prod", "dr/prod2", false},
+		{"dr/prod", "x/dr/prod", false},
+		{"dr/*", "dr/prod", true},
+		{"dr/*", "dr/a/b", false},
+		{"dr/*", "dr", false},
+		{"dr/*", "drx/a", false},
+		{"dr/**", "dr/a", true},
+		{"dr/**", "dr/a/b", true},
+		{"dr/**", "dr", false},
+		{"dr/**", "drx/a", false},
+		{"**", "anything/at/all", true},
+		{"*", "one", true},
+		{"*", "one/two", false},
+		{"dr/p-*", "dr/p-1", true},
+		{"*/x/**", "a/x/b/c", true},
+		{"*/x/**", "a/y/b", false},
 	} {
 		if got := matchName(c.pattern, c.name); got != c.want {
 			t.Errorf("%s on %s: %v", c.pattern, c.name, got)
@@ -102,8 +114,10 @@ func TestRoleMatrix(t *testing.T) {
 		RoleReader:  {},
 		RoleWriter:  {packs: "y", "s.shop.1": "y", "e.shop.1": "y", "w.shop.1": "y", "c.shop.1": "y", "h.shop.1": "y", "latest": "y"},
 		RoleStandby: {packs: "y", "e.shop.1": "y", "w.shop.1": "y", "s.shop.1": "h", "c.shop.1": "h", "h.shop.1": "h"},
-		RoleOperator: {packs: "y", "s.shop.1": "y", "e.shop.1": "y", "w.shop.1": "y", "c.shop.1": "y", "h.shop.1": "y", "latest": "y",
-			"key.1": "y", "host.1": "y", "s.blog.1": "y", "e.blog.1": "y"},
+		RoleOperator: {
+			packs: "y", "s.shop.1": "y", "e.shop.1": "y", "w.shop.1": "y", "c.shop.1": "y", "h.shop.1": "y", "latest": "y",
+			"key.1": "y", "host.1": "y", "s.blog.1": "y", "e.blog.1": "y",
+		},
 	}
 	tags := []string{packs, "s.shop.1", "e.shop.1", "w.shop.1", "c.shop.1", "h.shop.1", "s.blog.1", "e.blog.1", "w.blog.1", "key.1", "host.1", "latest"}
 	allowed[RoleOperator]["w.blog.1"] = "y"

@@ -1,16 +1,15 @@
 package repo_test
 
 import (
+	"context"
 	"encoding/binary"
+	"io"
 	"sync/atomic"
 	"testing"
 
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/repotest"
 	"lifeboat/internal/store"
-
-	"context"
-	"io"
 
 	"github.com/opencontainers/go-digest"
 )

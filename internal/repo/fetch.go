@@ -69,15 +69,18 @@ func (rd *Reader) Fetch(ctx context.Context, refs []dr.UnitRef, fn func(i int, d
 func (rd *Reader) locate(ctx context.Context, refs []dr.UnitRef) (list []wanted, lost []int, err error) {
 	n := len(rd.indexes())
 	list = make([]wanted, 0, len(refs))
+	last := 0 // what was put together mostly lies together: ask there first
 next:
 	for i, ref := range refs {
 		if i%4096 == 0 && ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
 		for k := range n {
-			_, loc, ok, err := rd.lookup(ctx, k, ref.ID)
+			at := (last + k) % n
+			_, loc, ok, err := rd.lookup(ctx, at, ref.ID)
 			if err == nil && ok && loc.Len == ref.Len {
-				list = append(list, wanted{k, loc, i})
+				list = append(list, wanted{at, loc, i})
+				last = at
 				continue next
 			}
 		}

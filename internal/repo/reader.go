@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo/idxcache"
@@ -24,8 +25,9 @@ type Reader struct {
 	repo *Repo
 	snap *Snapshot
 
+	ixs atomic.Pointer[[]*index] // replaced as a whole, under mu
+
 	mu     sync.Mutex
-	ixs    []*index
 	old    []*index // replaced, still in use by somebody
 	groups map[groupKey]*list.Element
 	order  *list.List // of *cachedGroup, most recent first
@@ -57,10 +59,12 @@ func (r *Repo) NewReader(ctx context.Context, snap *Snapshot) (*Reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshot %s (%s): %w", snap.ID.Short(), snap.Tag, err)
 	}
-	return &Reader{
-		repo: r, snap: snap, ixs: ixs,
+	rd := &Reader{
+		repo: r, snap: snap,
 		groups: map[groupKey]*list.Element{}, order: list.New(), busy: map[groupKey]*fetching{},
-	}, nil
+	}
+	rd.ixs.Store(&ixs)
+	return rd, nil
 }
 
 // Snapshot is what the reader reads.
@@ -71,13 +75,14 @@ func (rd *Reader) Snapshot() *Snapshot { return rd.snap }
 func (rd *Reader) Close() {
 	rd.mu.Lock()
 	defer rd.mu.Unlock()
-	for _, ix := range slices.Concat(rd.ixs, rd.old) {
+	for _, ix := range slices.Concat(rd.indexes(), rd.old) {
 		if err := rd.repo.saveRead(ix); err != nil {
 			rd.repo.log.Warn("what was read is not remembered", "error", err)
 		}
 		rd.repo.idx.put(ix)
 	}
-	rd.ixs, rd.old, rd.groups = nil, nil, nil
+	rd.ixs.Store(&[]*index{})
+	rd.old, rd.groups = nil, nil
 	rd.order.Init()
 }
 
@@ -150,11 +155,7 @@ func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 	return nil, errors.Join(errs...)
 }
 
-func (rd *Reader) indexes() []*index {
-	rd.mu.Lock()
-	defer rd.mu.Unlock()
-	return rd.ixs
-}
+func (rd *Reader) indexes() []*index { return *rd.ixs.Load() }
 
 // lookup asks index number i for a unit. A cache file that turns out to be
 // damaged is made anew once.
@@ -171,9 +172,10 @@ func (rd *Reader) lookup(ctx context.Context, i int, id dr.UnitID) (*index, idxc
 		return nil, loc, false, err
 	}
 	rd.mu.Lock()
-	rd.old = append(rd.old, rd.ixs[i])
-	rd.ixs = slices.Clone(rd.ixs)
-	rd.ixs[i] = fresh
+	ixs := slices.Clone(rd.indexes())
+	rd.old = append(rd.old, ixs[i])
+	ixs[i] = fresh
+	rd.ixs.Store(&ixs)
 	rd.mu.Unlock()
 	loc, ok, err = fresh.Lookup(id)
 	return fresh, loc, ok, err

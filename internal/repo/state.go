@@ -56,6 +56,8 @@ func (s *state) use(id dr.RepoID) error {
 	if s.base == "" {
 		return nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.dir = filepath.Join(s.base, "repositories", id.String())
 	for _, d := range []string{"pending", "read", "lost"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {

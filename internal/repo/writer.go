@@ -87,7 +87,8 @@ type Writer struct {
 	tasks  *errgroup.Group
 
 	srcMu   sync.RWMutex
-	sources []*source // in the order in which they are asked
+	sources []*source
+	hint    atomic.Int64 // where the last unit was found: its neighbours are there too
 	proving singleflight.Group
 	spare   sync.Pool // of *pack.Group
 
@@ -466,7 +467,10 @@ func (w *Writer) find(ctx context.Context, ref dr.UnitRef, prove bool) (*source,
 		group uint32
 	}
 	var list []unread
-	for _, s := range sources {
+	hint := int(w.hint.Load())
+	for k := range sources {
+		at := (hint + k) % len(sources)
+		s := sources[at]
 		loc, ok, err := s.Lookup(ref.ID)
 		if err != nil {
 			// The file is disposable: it is made anew by the next writer, and until
@@ -480,6 +484,7 @@ func (w *Writer) find(ctx context.Context, ref dr.UnitRef, prove bool) (*source,
 			continue
 		}
 		if s.wasRead(loc.Group) {
+			w.hint.Store(int64(at))
 			return s, nil
 		}
 		list = append(list, unread{s, loc.Group})

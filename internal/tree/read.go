@@ -109,7 +109,8 @@ const cutBuffer = cut.MaxPiece + 2<<20
 // hole for each hole, in order. buf has cutBuffer bytes. A file that turns out
 // shorter ends there; the length found is returned.
 func cutContent(ctx context.Context, c *cut.Cutter, src source, path string, size int64, buf []byte,
-	piece func([]byte) error, hole func(int64) error) (int64, error) {
+	piece func([]byte) error, hole func(int64) error,
+) (int64, error) {
 	class := cut.Class(0)
 	off := int64(0)
 	for off < size {
@@ -158,7 +159,8 @@ func classOf(src source, path string, size int64, first extent, buf []byte) (cut
 
 // cutExtent cuts one run of data and returns where it ended.
 func cutExtent(ctx context.Context, c *cut.Cutter, src source, class cut.Class, x extent, buf []byte,
-	piece func([]byte) error) (int64, error) {
+	piece func([]byte) error,
+) (int64, error) {
 	at := x.from       // offset of buf[start]
 	start, end := 0, 0 // what of buf is filled
 	next := x.from     // offset to read from

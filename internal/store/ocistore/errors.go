@@ -2,6 +2,8 @@ package ocistore
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,9 +13,6 @@ import (
 	"net/url"
 	"strings"
 	"unicode"
-
-	"crypto/tls"
-	"crypto/x509"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"

@@ -43,8 +43,10 @@ func TestConformance(t *testing.T) {
 func TestEachCallOnce(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []faults.Kind{faults.Before, faults.After, faults.Duplicate} {
-		for _, op := range []faults.Op{faults.Capabilities, faults.PutBlob, faults.HasBlob, faults.GetBlob, faults.PutManifest,
-			faults.GetManifest, faults.ResolveTag, faults.Tags, faults.DeleteTag, faults.DeleteManifest} {
+		for _, op := range []faults.Op{
+			faults.Capabilities, faults.PutBlob, faults.HasBlob, faults.GetBlob, faults.PutManifest,
+			faults.GetManifest, faults.ResolveTag, faults.Tags, faults.DeleteTag, faults.DeleteManifest,
+		} {
 			if kind == faults.Duplicate && (op == faults.DeleteTag || op == faults.DeleteManifest) {
 				continue // the second one says, rightly, that it is not there
 			}
@@ -133,8 +135,10 @@ func TestGivesUp(t *testing.T) {
 
 func TestNotTriedAgain(t *testing.T) {
 	t.Parallel()
-	for _, sentinel := range []error{store.ErrNotFound, store.ErrTagTaken, store.ErrUnauthorized, store.ErrForbidden, store.ErrNoSpace,
-		store.ErrIncomplete, store.ErrTooLarge, store.ErrDigestMismatch, store.ErrRefused, store.ErrUnsupported, errors.New("other")} {
+	for _, sentinel := range []error{
+		store.ErrNotFound, store.ErrTagTaken, store.ErrUnauthorized, store.ErrForbidden, store.ErrNoSpace,
+		store.ErrIncomplete, store.ErrTooLarge, store.ErrDigestMismatch, store.ErrRefused, store.ErrUnsupported, errors.New("other"),
+	} {
 		var c clock
 		f := faults.New(t, memstore.New(), faults.Fault{Op: faults.ResolveTag, Err: sentinel})
 		if _, err := retry.New(f, options(&c, 5)).ResolveTag(t.Context(), "x"); !errors.Is(err, sentinel) {

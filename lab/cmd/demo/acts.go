@@ -31,6 +31,9 @@ const (
 // standinPort is published at the stand-in, where the original one is taken for something else.
 const standinPort = 18080
 
+// actMax is how long an act may take. The longest send or fetch a gigabyte over the WAN.
+const actMax = 5 * time.Minute
+
 // director plays the acts in order and remembers what the checks and the report need.
 type director struct {
 	stage *stage
@@ -80,7 +83,10 @@ func (d *director) play(ctx context.Context) error {
 	}
 	for i, a := range acts {
 		title(d.out, fmt.Sprintf("%d  %s", i+1, a.title))
-		if err := a.do(ctx); err != nil {
+		act, cancel := context.WithTimeout(ctx, actMax)
+		err := a.do(act)
+		cancel()
+		if err != nil {
 			if ctx.Err() != nil {
 				return fmt.Errorf("act %d (%s) was not played to its end", i+1, a.title)
 			}
@@ -340,7 +346,7 @@ func (d *director) follow(ctx context.Context) error {
 		break
 	}
 	var err error
-	d.back, err = visit(context.WithoutCancel(ctx), d.blog, d.stage.main, firstBack)
+	d.back, err = visit(ctx, d.blog, d.stage.main, firstBack)
 	return err
 }
 

@@ -194,7 +194,7 @@ func (d *director) installedFiles(ctx context.Context, sys *systems.System, site
 
 // imageIDs are the identities of the system's images, in order of their names.
 func imageIDs(ctx context.Context, site *lab.Site) (string, error) {
-	args := []string{"image", "inspect", "--format", "{{index .RepoTags 0}} {{.Id}}"}
+	args := []string{"image", "inspect", "--format", "{{.Id}}"}
 	for _, r := range systems.WordPress(systems.Params{}).Images().Recipes {
 		args = append(args, r.Image)
 	}

@@ -98,7 +98,11 @@ func (d *director) say(site *lab.Site, sign, text string) {
 // margin tells at which site something happens.
 func margin(site *lab.Site) string { return fmt.Sprintf("  %-7s", site.Name) }
 
-// teller shows lines of a command as they come.
+// hidden begins a part of what lifeboat says that repeats what the command line shows, for each object
+// and with the long paths of a laboratory.
+const hidden = "overrides of this site"
+
+// teller shows lines of a command as they come, but for the hidden part, which ends with an empty line.
 func (d *director) teller(site *lab.Site) io.WriteCloser {
 	r, w := io.Pipe()
 	t := &teller{PipeWriter: w}
@@ -106,10 +110,17 @@ func (d *director) teller(site *lab.Site) io.WriteCloser {
 	go func() {
 		defer t.done.Done()
 		lines := bufio.NewReader(r)
+		hiding := false
 		for {
 			line, err := lines.ReadString('\n')
-			if text := strings.TrimRight(line, "\n"); text != "" || err == nil {
-				d.out.Note("%s   %s", margin(site), strings.ReplaceAll(text, "\t", "    "))
+			text := strings.TrimRight(line, "\n")
+			switch {
+			case text == hidden, hiding && text != "":
+				hiding = true
+			case hiding:
+				hiding = false
+			case text != "" || err == nil:
+				d.out.Note("%s", strings.TrimRight(margin(site)+"   "+strings.ReplaceAll(text, "\t", "    "), " "))
 			}
 			if err != nil {
 				return

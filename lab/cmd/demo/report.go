@@ -80,8 +80,15 @@ func (r *report) timeline(acks []systems.Ack, lost time.Duration, lostSince time
 // table is what was captured, at both sites.
 func (r *report) table(acks []systems.Ack) ui.View {
 	t := ui.Table{Title: "what was captured", Columns: []ui.Column{
-		{Title: "#", Right: true}, {Title: "site"}, {Title: "what"}, {Title: "scanned", Right: true}, {Title: "new", Right: true}, {Title: "sent", Right: true},
-		{Title: "frozen", Right: true}, {Title: "visitors waited", Right: true}, {Title: "took", Right: true},
+		{Title: "#", Right: true},
+		{Title: "site"},
+		{Title: "what"},
+		{Title: "scanned", Right: true},
+		{Title: "new", Right: true},
+		{Title: "sent", Right: true},
+		{Title: "frozen", Right: true},
+		{Title: "visitors waited", Right: true},
+		{Title: "took", Right: true},
 	}}
 	taken := map[string]snapshotRow{}
 	for _, s := range r.snapshots {

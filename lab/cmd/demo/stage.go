@@ -9,13 +9,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-
 	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -116,7 +114,7 @@ func build(ctx context.Context) (string, error) {
 	}
 	tool, err := exec.LookPath("go")
 	if err != nil {
-		tool = filepath.Join(runtime.GOROOT(), "bin", "go")
+		tool = "/usr/local/go/bin/go" // where Go is by default, in no PATH of a service
 	}
 	binary := filepath.Join(root, "lifeboat")
 	cmd := exec.CommandContext(ctx, tool, "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "./cmd/lifeboat")

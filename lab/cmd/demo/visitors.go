@@ -18,9 +18,10 @@ type visitors struct {
 	site *lab.Site
 }
 
-// visit begins to write entries at a site, from the number first on; what fails is not tried again.
+// visit begins to write entries at a site, from the number first on, until stop; what fails is not tried
+// again.
 func visit(ctx context.Context, sys *systems.System, site *lab.Site, first int64) (*visitors, error) {
-	load, err := sys.StartLoad(ctx, site, systems.LoadOptions{Writers: 2, First: first, Every: 50 * time.Millisecond})
+	load, err := sys.StartLoad(context.WithoutCancel(ctx), site, systems.LoadOptions{Writers: 2, First: first, Every: 50 * time.Millisecond})
 	if err != nil {
 		return nil, err
 	}
