@@ -67,6 +67,9 @@ type Options struct {
 	// SecureBytes is how much memory may hold bytes secured while frozen; 0
 	// means DefaultSecureBytes.
 	SecureBytes int64
+	// WasRunning are containers, by name, that were stopped for this capture and
+	// ran before: they are recorded as running, with the restart policy given.
+	WasRunning map[string]engine.RestartPolicy
 	// Exclude is what is not captured.
 	Exclude []Exclude
 	// Progress is told of the phases; may be nil.

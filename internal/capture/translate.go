@@ -181,6 +181,18 @@ func differing(a, b json.RawMessage) string {
 	return strings.Join(names, ", ")
 }
 
+// asRunning describes a container as it was before it was stopped, so that it
+// starts where the snapshot is brought up.
+func asRunning(c dr.Container, policy engine.RestartPolicy) (dr.Container, error) {
+	c.State, c.ExitCode = "running", 0
+	host, err := edit(c.HostConfig, func(m map[string]any) { m["RestartPolicy"] = policy })
+	if err != nil {
+		return c, fmt.Errorf("container %s: %w", c.Name, err)
+	}
+	c.HostConfig = host
+	return c, nil
+}
+
 func (o *original) network(n dr.Network, b *site.Bringup) dr.Network {
 	if was, ok := b.Networks[n.Name]; ok && SameJSON(n.Spec, was.Local) {
 		return was.Original

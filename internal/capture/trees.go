@@ -209,6 +209,13 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 	if err != nil {
 		return nil, err
 	}
+	for i, c := range r.system.Containers { // in the order of o.containers
+		if policy, ok := r.opts.WasRunning[c.Name]; ok {
+			if o.containers[i], err = asRunning(o.containers[i], policy); err != nil {
+				return nil, err
+			}
+		}
+	}
 	root := &dr.Root{
 		Format: dr.RootFormat, Repo: r.deps.Repo.ID(), System: r.opts.System, Site: r.opts.Site,
 		Host: r.deps.Repo.HostID(), Kind: r.opts.Kind, Consistency: dr.ConsistentStopped,

@@ -169,7 +169,7 @@ func (g *giver) offered(id string) (bool, error) {
 
 // accept snapshots while the system serves on.
 func (g *giver) accept(ctx context.Context, moves []fence.Move, move fence.Move) error {
-	res, err := g.snapshot(ctx)
+	res, err := g.snapshot(ctx, nil)
 	if err != nil {
 		return g.refuse(ctx, moves, move, err)
 	}
@@ -179,10 +179,18 @@ func (g *giver) accept(ctx context.Context, moves []fence.Move, move fence.Move)
 	return g.d.Ledger.Append(ctx, moves, move)
 }
 
-func (g *giver) snapshot(ctx context.Context) (*capture.Result, error) {
+// snapshot takes one of the system, as it runs or, of what was stopped for it,
+// as it ran.
+func (g *giver) snapshot(ctx context.Context, was []stopped) (*capture.Result, error) {
+	running := map[string]engine.RestartPolicy{}
+	for _, c := range was {
+		if c.Running {
+			running[c.Name] = c.Policy
+		}
+	}
 	return capture.Run(ctx, capture.Deps{Engine: g.d.Engine, Repo: g.d.Repo, Ledger: g.d.Ledger, State: g.d.State, Log: g.d.Log}, capture.Options{
 		System: g.o.System, Site: g.o.Site, Selector: g.o.Selector, FreezeMax: g.o.FreezeMax, SecureBytes: g.o.SecureBytes,
-		Progress: g.o.Capture, Exclude: g.o.Exclude,
+		Progress: g.o.Capture, Exclude: g.o.Exclude, WasRunning: running,
 	})
 }
 
@@ -199,11 +207,12 @@ func (g *giver) refuse(ctx context.Context, moves []fence.Move, move fence.Move,
 // was running is in the journal before the first stop, so that it can be
 // started again whatever happens.
 func (g *giver) handOver(ctx context.Context, moves []fence.Move, move fence.Move) error {
-	if err := g.stop(ctx, move.ID); err != nil {
+	list, err := g.stop(ctx, move.ID)
+	if err != nil {
 		return err
 	}
 	g.o.Hook("stopped")
-	res, err := g.snapshot(ctx)
+	res, err := g.snapshot(ctx, list)
 	if err != nil {
 		// Stopped and not offered: called off by this side, it starts again.
 		startErr := g.startAgain(ctx)
@@ -216,16 +225,16 @@ func (g *giver) handOver(ctx context.Context, moves []fence.Move, move fence.Mov
 	return g.d.Ledger.Append(ctx, moves, move)
 }
 
-func (g *giver) stop(ctx context.Context, id string) error {
+func (g *giver) stop(ctx context.Context, id string) ([]stopped, error) {
 	var list []stopped
 	known, err := g.journal.Fact("stopped:"+id, &list)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !known {
 		sys, err := g.d.Engine.Discover(ctx, g.o.Selector)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		var cs []dr.Container
 		at := map[string]engine.Container{}
@@ -237,23 +246,23 @@ func (g *giver) stop(ctx context.Context, id string) error {
 			list = append(list, stopped{ID: c.ID, Name: c.Name, Running: at[c.Name].InitPID > 0, Policy: at[c.Name].RestartPolicy, Depends: c.DependsOn})
 		}
 		if err := g.journal.SetFact("stopped:"+id, list); err != nil {
-			return err
+			return nil, err
 		}
 		if err := g.journal.SetFact("stopped", list); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for _, c := range list {
 		if err := g.d.Engine.DisableRestart(ctx, c.ID); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for _, c := range slices.Backward(list) {
 		if err := g.d.Engine.Stop(ctx, c.ID, -1); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return list, nil
 }
 
 // takeBack claims the next epoch, which makes the other side's commit
