@@ -121,6 +121,16 @@ func TestDamagedBlobsAreNoticed(t *testing.T) {
 	}
 }
 
+// flipFrom flips a bit, also in a file that an earlier damage has shortened.
+func flipFrom(at int) func([]byte) []byte {
+	return func(b []byte) []byte {
+		if at < len(b) {
+			b[at] ^= 1
+		}
+		return b
+	}
+}
+
 func flip(at int) func(b, _ []byte) []byte {
 	return func(b, _ []byte) []byte {
 		b = bytes.Clone(b)
@@ -464,8 +474,8 @@ func TestIndexCacheIsDisposable(t *testing.T) {
 	for name, spoil := range map[string]func(b []byte) []byte{
 		"empty":      func([]byte) []byte { return nil },
 		"cut":        func(b []byte) []byte { return b[:len(b)/2] },
-		"header":     func(b []byte) []byte { b[40] ^= 1; return b },
-		"units":      func(b []byte) []byte { b[4096+500] ^= 1; return b },
+		"header":     flipFrom(40),
+		"units":      flipFrom(4096 + 500),
 		"every byte": func(b []byte) []byte { return bytes.Repeat([]byte{0x55}, len(b)) },
 	} {
 		spoilFiles(t, dir, spoil)
