@@ -222,6 +222,18 @@ func (b *builder) build(ctx context.Context, s Set) error {
 	if err := os.Rename(next, path); err != nil {
 		return fmt.Errorf("keep images: %w", err)
 	}
+	// What older recipes made is of no use any more.
+	old, err := filepath.Glob(filepath.Join(b.dir, "images-"+s.Name+"-*.tar"))
+	if err != nil {
+		return fmt.Errorf("look for old images: %w", err)
+	}
+	for _, p := range old {
+		if p != path {
+			if err := ignoreMissing(os.Remove(p)); err != nil {
+				return fmt.Errorf("remove old images: %w", err)
+			}
+		}
+	}
 	return nil
 }
 
