@@ -94,7 +94,7 @@ func (r *run) captureImage(ctx context.Context, im engine.Image) (dr.Image, erro
 	defer archive.Close()
 	cutter := cut.New(r.deps.Repo.CutKey())
 	got, err := layer.Capture(ctx, archive, layer.CaptureOptions{
-		Want: []layer.Digest{want}, Sink: r.writer, Cutter: cutter, Recipes: true,
+		Want: []layer.Digest{want}, Sink: r.writer, Cutter: cutter,
 		Platform: layer.Platform{OS: im.OS, Arch: im.Arch, Variant: im.Variant},
 	})
 	if err != nil {

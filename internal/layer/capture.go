@@ -29,8 +29,8 @@ type CaptureOptions struct {
 	Known func(Digest) (Layer, bool)
 	// Recipes turns on the search for recipes for compressed layers. It makes
 	// their content deduplicate with everything else, at the price of
-	// compressing at capture and at restore. Without it such layers are kept
-	// as stored.
+	// compressing at capture and at restore, and of depending on a compressor
+	// (RecipeGo). Without it such layers are kept as stored.
 	Recipes bool
 	// Platform of the engine, to choose among the platforms of an image.
 	Platform Platform

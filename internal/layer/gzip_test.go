@@ -2,24 +2,23 @@ package layer_test
 
 import (
 	"bytes"
+	stdflate "compress/flate"
 	"compress/gzip"
 	"encoding/binary"
 	"hash/crc32"
 	"io"
-
-	"lifeboat/internal/layer/goflate126"
 )
 
 // member writes a gzip member around a given compressor: the standard library
 // cannot be used where the exact bytes matter.
 type member struct {
 	w    io.Writer
-	z    *goflate126.Writer
+	z    *stdflate.Writer
 	crc  uint32
 	size uint32
 }
 
-func newMember(w io.Writer, z *goflate126.Writer, level int) *member {
+func newMember(w io.Writer, z *stdflate.Writer, level int) *member {
 	xfl := map[int]byte{1: 4, 9: 2}[level]
 	_, _ = w.Write([]byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, xfl, 255})
 	z.Reset(w)
@@ -57,14 +56,14 @@ func gzipStored(data []byte) []byte {
 // 1, in one member, as a compressor that adapts itself does.
 func gzipTwoLevels(data []byte, n int) []byte {
 	var out bytes.Buffer
-	z, err := goflate126.NewWriter(nil, 6)
+	z, err := stdflate.NewWriter(nil, 6)
 	if err != nil {
 		panic(err)
 	}
 	m := newMember(&out, z, 6)
 	_, _ = m.Write(data[:n])
 	_ = m.z.Flush()
-	fast, err := goflate126.NewWriter(&out, 1)
+	fast, err := stdflate.NewWriter(&out, 1)
 	if err != nil {
 		panic(err)
 	}

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bytes"
+	stdflate "compress/flate"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,9 +11,6 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/flate"
-
-	"lifeboat/internal/layer/goflate126"
-	"lifeboat/internal/layer/goflate127"
 )
 
 // Sizes of the trial that looks for a recipe. A deflate block of these
@@ -26,11 +24,8 @@ const (
 // compressorFor gives the compressor of a recipe's method, nil if there is no
 // such method.
 func compressorFor(method string) func(io.Writer, int) (io.WriteCloser, error) {
-	switch method {
-	case RecipeGo126:
-		return func(w io.Writer, level int) (io.WriteCloser, error) { return goflate126.NewWriter(w, level) }
-	case RecipeGo127:
-		return func(w io.Writer, level int) (io.WriteCloser, error) { return goflate127.NewWriter(w, level) }
+	if method == RecipeGo {
+		return func(w io.Writer, level int) (io.WriteCloser, error) { return stdflate.NewWriter(w, level) }
 	}
 	return nil
 }
@@ -87,7 +82,7 @@ func findRecipe(sample []byte, complete bool) *Recipe {
 		return nil
 	}
 	for _, level := range levels(sample[8]) {
-		for _, method := range []string{RecipeGo126, RecipeGo127} {
+		for _, method := range []string{RecipeGo} {
 			r := &Recipe{Method: method, Level: level, Header: sample[:n]}
 			m := &matcher{pending: sample}
 			g := newGzipMaker(m, r)
