@@ -71,7 +71,7 @@ var reserved = []struct {
 	},
 	{
 		[]string{"log", "flag"},
-		[]string{"lab", "bench", "internal/registry"}, // net/http wants a log.Logger for its own errors
+		[]string{"lab", "bench", "internal/registry", "internal/tree/treebench"}, // net/http wants a log.Logger for its own errors
 		"library code logs to the slog.Logger that it is given, and neither prints nor exits",
 	},
 	{
