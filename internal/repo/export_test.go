@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"lifeboat/internal/dr"
-	"lifeboat/internal/pack"
 )
 
 // SetLimits makes a writer push pack manifests earlier and merge sooner than
@@ -20,11 +19,9 @@ func (w *Writer) SetLimits(bytes int64, units, needs int, interval time.Duration
 // PutAs stores data under whatever id the test says, without looking whether it
 // is there: what a hostile or broken writer does.
 func (w *Writer) PutAs(ref dr.UnitRef, data []byte) {
-	for _, g := range []*pack.Group{w.add(ref, data)} {
-		if g != nil {
-			w.groups.Add(1)
-			w.queue <- g
-		}
+	if g := w.add(ref, data); g != nil {
+		w.groups.Add(1)
+		w.queue <- g
 	}
 }
 

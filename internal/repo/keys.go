@@ -236,7 +236,6 @@ type keySearch struct {
 }
 
 func (s *keySearch) run(ctx context.Context, tags []Tag) error {
-	var rest []Tag
 	for i := len(tags) - 1; i >= 0 && len(tags)-i <= maxKeyTries; i-- {
 		rec, err := s.repo.keyRecord(ctx, tags[i])
 		if err != nil {
@@ -251,8 +250,7 @@ func (s *keySearch) run(ctx context.Context, tags []Tag) error {
 			return err
 		}
 		if secret != nil {
-			rest = tags[:i]
-			return s.take(ctx, secret, rec, rest)
+			return s.take(ctx, secret, rec, tags[:i])
 		}
 	}
 	s.report()

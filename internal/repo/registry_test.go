@@ -9,7 +9,6 @@ import (
 	"filippo.io/age"
 
 	"lifeboat/internal/dr"
-	"lifeboat/internal/fence"
 	"lifeboat/internal/registry/registrytest"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/seal"
@@ -101,12 +100,10 @@ func TestOnRegistry(t *testing.T) {
 		w.Close()
 		mustHold(t, main, parent, content(uint64(i), 5))
 	}
-	c := claim(standIn, 2, nil)
-	c.Reason = fence.ReasonFailover
 	if err := main.PutRecord(t.Context(), "e.shop.2", claim(main, 2, nil)); err != nil {
 		t.Fatal(err)
 	}
-	if err := standIn.PutRecord(t.Context(), "e.shop.2", c); !errors.Is(err, dr.ErrHeld) {
+	if err := standIn.PutRecord(t.Context(), "e.shop.2", claim(standIn, 2, nil)); !errors.Is(err, dr.ErrHeld) {
 		t.Errorf("an epoch that is taken: %v", err)
 	}
 	if last, err := standIn.Latest(t.Context(), repo.ClassEpoch, "shop"); err != nil || last.Host != main.HostID() {
