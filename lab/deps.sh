@@ -15,7 +15,7 @@ debian:*) echo "lab/deps.sh: Debian ${VERSION_ID:-unknown}: the laboratory is tr
 *) fail "this is ${PRETTY_NAME:-an unknown system}; the laboratory needs Debian 12; nothing was changed" ;;
 esac
 
-PACKAGES="docker.io docker-compose mmdebstrap iproute2 iptables attr acl libcap2-bin util-linux procps ca-certificates curl xz-utils gcc libc6-dev make git"
+PACKAGES="docker.io docker-compose mmdebstrap iproute2 iptables attr acl libcap2-bin util-linux procps ca-certificates curl xz-utils gcc libc6-dev make git docker-registry xfsprogs btrfs-progs"
 missing=
 for p in $PACKAGES; do
   s=$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) || s=
