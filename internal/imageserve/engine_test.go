@@ -141,7 +141,7 @@ func (h host) capture(st *layertest.Store, ids ...layer.Digest) []*layer.ImageRe
 		h.t.Fatal(err)
 	}
 	got, err := layer.Capture(h.t.Context(), out, layer.CaptureOptions{
-		Want: ids, Sink: st, Cutter: cut.New([32]byte{1}), Recipes: true, Platform: layer.Platform{OS: "linux", Arch: "amd64"},
+		Want: ids, Sink: st, Cutter: cut.New([32]byte{1}), Platform: layer.Platform{OS: "linux", Arch: "amd64"},
 	})
 	if werr := cmd.Wait(); werr != nil {
 		h.t.Fatalf("save: %v %s", werr, errOut.String())

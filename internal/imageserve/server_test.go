@@ -101,7 +101,7 @@ func store(t *testing.T, indexed bool) stored {
 		top = file{"index.json", asJSON(t, map[string]any{"manifests": []layer.Descriptor{desc(index, s.index)}})}
 	}
 	got, err := layer.Capture(t.Context(), bytes.NewReader(tarball(t, append(files, top)...)), layer.CaptureOptions{
-		Want: []layer.Digest{id}, Sink: s.st, Cutter: cut.New([32]byte{1}), Recipes: true,
+		Want: []layer.Digest{id}, Sink: s.st, Cutter: cut.New([32]byte{1}),
 	})
 	if err != nil || got[0].Err != nil {
 		t.Fatal(err, got)

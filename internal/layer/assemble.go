@@ -74,7 +74,11 @@ func WriteBlob(ctx context.Context, src Source, l *Layer, w io.Writer) error {
 	if err := writeStored(ctx, src, b, out); err != nil {
 		return err
 	}
-	if got, err := hash.digest(); err != nil || got != b.Digest || hash.size != b.Size {
+	got, err := hash.digest()
+	if err == nil && got != b.Digest && b.Recipe != nil {
+		return fmt.Errorf("blob %s: the recipe %s gives other bytes in this program: use the version that wrote the snapshot: %w", b.Digest, b.Recipe.Method, ErrDigest)
+	}
+	if err != nil || got != b.Digest || hash.size != b.Size {
 		return errors.Join(err, fmt.Errorf("blob %s: gives %d bytes of %s, %d were promised: %w", b.Digest, hash.size, got, b.Size, dr.ErrTampered))
 	}
 	return nil

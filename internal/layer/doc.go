@@ -9,8 +9,9 @@
 // were cut into. Skeleton and contents together are the exact bytes of the
 // layer by construction; what the splitter understood of them decides only how
 // well they deduplicate. Where an engine names compressed bytes (containerd
-// image store), a Recipe says how they come out of the uncompressed ones; if
-// no known compressor gives them, the stored bytes themselves are kept.
+// image store), the stored bytes are kept as they are, cut content-defined.
+// CaptureOptions.Recipes asks for the split form and a Recipe in their place,
+// for blobs that the compressor at hand gives again.
 //
 // WriteLayer, WriteBlob and WriteArchive give the bytes back as streams and
 // check their digest at the end. Encode and Decode turn an ImageRecord into

@@ -13,9 +13,8 @@ import (
 	"github.com/klauspost/compress/flate"
 )
 
-// Sizes of the trial that looks for a recipe. A deflate block of these
-// compressors stands for at most 32,768 × 258 bytes, so samplePlain shows one
-// at least.
+// Sizes of the trial that looks for a recipe. A deflate block stands for at most
+// 32,768 × 258 bytes, so samplePlain shows one at least.
 const (
 	sampleStored = 1 << 20
 	samplePlain  = 12 << 20
@@ -66,9 +65,9 @@ func gzipHeaderLen(b []byte) int {
 	return at
 }
 
-// findRecipe looks for a compressor and a level that give the bytes of sample,
-// the start of a gzip blob, or all of it if complete. Bytes of the recipe is
-// not set.
+// findRecipe looks for a level at which RecipeGo gives the bytes of sample, the
+// start of a gzip blob, or all of it if complete. Bytes of the recipe is not
+// set.
 func findRecipe(sample []byte, complete bool) *Recipe {
 	n := gzipHeaderLen(sample)
 	if n == 0 {
@@ -82,18 +81,16 @@ func findRecipe(sample []byte, complete bool) *Recipe {
 		return nil
 	}
 	for _, level := range levels(sample[8]) {
-		for _, method := range []string{RecipeGo} {
-			r := &Recipe{Method: method, Level: level, Header: sample[:n]}
-			m := &matcher{pending: sample}
-			g := newGzipMaker(m, r)
-			_, err := g.Write(plain)
-			if err == nil && whole {
-				err = g.Close()
-			}
-			if err == nil && m.matched > int64(n) {
-				r.Header = bytes.Clone(r.Header)
-				return r
-			}
+		r := &Recipe{Method: RecipeGo, Level: level, Header: sample[:n]}
+		m := &matcher{pending: sample}
+		g := newGzipMaker(m, r)
+		_, err := g.Write(plain)
+		if err == nil && whole {
+			err = g.Close()
+		}
+		if err == nil && m.matched > int64(n) {
+			r.Header = bytes.Clone(r.Header)
+			return r
 		}
 	}
 	return nil
