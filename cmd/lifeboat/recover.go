@@ -28,6 +28,7 @@ login, certificate and key.`,
 		Example: `  lifeboat recover --kit lifeboat-kit.txt --list
   lifeboat recover --kit lifeboat-kit.txt shop
   lifeboat recover --kit lifeboat-kit.txt --yes`,
+		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runRecover(cmd.Context(), path, args, listOnly, f)
 		},
