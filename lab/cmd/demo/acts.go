@@ -174,8 +174,7 @@ func (d *director) takeSnapshots(ctx context.Context) error {
 			return err
 		}
 		began := time.Now()
-		d.snapshot = snapshotAnswer{}
-		if err := d.run(ctx, d.stage.main, exitDone, &d.snapshot, "snapshot", name, "--json"); err != nil {
+		if d.snapshot, err = d.takeSnapshot(ctx); err != nil {
 			return err
 		}
 		a := d.snapshot
@@ -186,6 +185,19 @@ func (d *director) takeSnapshots(ctx context.Context) error {
 	}
 	// These no snapshot will have.
 	return d.atMain.await(ctx, 10)
+}
+
+// takeSnapshot takes one at the main site. On a machine whose disk is busy it can be given up because
+// the freeze took longer than it may; then the system runs on, nothing has changed, and, as lifeboat
+// says, it is taken again. Once: what cannot be done on a second try is a failure.
+func (d *director) takeSnapshot(ctx context.Context) (a snapshotAnswer, err error) {
+	for try := 1; ; try++ {
+		err = d.run(ctx, d.stage.main, exitDone, &a, "snapshot", name, "--json")
+		var exit *exitError
+		if err == nil || try == 2 || !errors.As(err, &exit) || exit.code != exitFailed || !strings.Contains(exit.said, "freeze_max") {
+			return a, err
+		}
+	}
 }
 
 func shortID(id string) string { return id[:min(len(id), 8)] }

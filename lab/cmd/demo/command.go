@@ -23,6 +23,7 @@ import (
 // Exit codes of lifeboat that the story waits for (README.md, Commands).
 const (
 	exitDone   = 0
+	exitFailed = 1
 	exitFenced = 13
 )
 
@@ -61,7 +62,7 @@ func (d *director) run(ctx context.Context, site *lab.Site, want int, into any, 
 		return ctx.Err()
 	}
 	if code != want {
-		return fmt.Errorf("lifeboat %s at %s: exit %d, want %d; what it said stands above", args[0], site.Name, code, want)
+		return &exitError{command: args[0], site: site.Name, code: code, want: want, said: told.said.String()}
 	}
 	if into == nil {
 		return nil
@@ -70,6 +71,18 @@ func (d *director) run(ctx context.Context, site *lab.Site, want int, into any, 
 		return fmt.Errorf("lifeboat %s at %s: its answer is not one JSON document: %w: %.300s", args[0], site.Name, err, answer.String())
 	}
 	return nil
+}
+
+// exitError is a lifeboat that did not end as the story goes.
+type exitError struct {
+	command, site string
+	code, want    int
+	said          string
+}
+
+// Error leaves out what was shown already.
+func (e *exitError) Error() string {
+	return fmt.Sprintf("lifeboat %s at %s: exit %d, want %d; what it said stands above", e.command, e.site, e.code, e.want)
 }
 
 // quoted shows arguments as a shell takes them.
@@ -103,7 +116,7 @@ func margin(site *lab.Site) string { return fmt.Sprintf("  %-7s", site.Name) }
 const hidden = "overrides of this site"
 
 // teller shows lines of a command as they come, but for the hidden part, which ends with an empty line.
-func (d *director) teller(site *lab.Site) io.WriteCloser {
+func (d *director) teller(site *lab.Site) *teller {
 	r, w := io.Pipe()
 	t := &teller{PipeWriter: w}
 	t.done.Add(1)
@@ -114,6 +127,7 @@ func (d *director) teller(site *lab.Site) io.WriteCloser {
 		for {
 			line, err := lines.ReadString('\n')
 			text := strings.TrimRight(line, "\n")
+			t.said.WriteString(line)
 			switch {
 			case text == hidden, hiding && text != "":
 				hiding = true
@@ -133,6 +147,7 @@ func (d *director) teller(site *lab.Site) io.WriteCloser {
 type teller struct {
 	*io.PipeWriter
 	done sync.WaitGroup
+	said strings.Builder // to be read after Close
 }
 
 // Close returns when everything was shown.

@@ -95,7 +95,7 @@ func (r *report) table(acks []systems.Ack) ui.View {
 		taken[s.answer.Snapshot] = s
 	}
 	for _, s := range r.list {
-		what, waited, took := "", "", ""
+		what, waited, took := "", "-", "-"
 		row, here := taken[s.Snapshot]
 		switch {
 		case here:
