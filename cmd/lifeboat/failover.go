@@ -180,10 +180,16 @@ func (a *app) bringAnswer(w *world, sys dr.System, res *recovery.Result, dryRun 
 }
 
 func planViews(p *recovery.Plan) []ui.View {
+	age := quantity.Duration(time.Duration(p.DataAgeS) * time.Second)
+	if p.Move {
+		age += ": planned with it; what was written after that comes along"
+	} else {
+		age += ": what was written after that is not in it"
+	}
 	views := []ui.View{ui.Fields{
 		{Name: "system", Value: string(p.System)},
 		{Name: "snapshot", Value: p.Snapshot.Short() + " of " + p.Created},
-		{Name: "data age", Value: quantity.Duration(time.Duration(p.DataAgeS)*time.Second) + ": what was written after that is not in it"},
+		{Name: "data age", Value: age},
 	}}
 	t := ui.Table{Title: "plan", Columns: []ui.Column{{Title: "object"}, {Title: "action"}, {Title: "size", Right: true}}}
 	for _, im := range p.Images {

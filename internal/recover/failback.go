@@ -138,6 +138,7 @@ func (t *taker) preview(ctx context.Context, claims []fence.Claim) error {
 	if err != nil {
 		return err
 	}
+	p.Move = true
 	t.result.Plan, t.result.Snapshot = p, snap
 	t.result.Epoch = claims[len(claims)-1].Epoch
 	if len(p.Conflicts) > 0 {

@@ -16,13 +16,15 @@ import (
 
 // Plan is what bringing a system up here would do.
 type Plan struct {
-	System   dr.System        `json:"system"`
-	Snapshot dr.SnapshotID    `json:"snapshot"`
-	Created  string           `json:"created"`
-	DataAgeS int64            `json:"data_age_s"`
-	Images   []ImagePlan      `json:"images"`
-	Objects  []ObjectPlan     `json:"objects"`
-	Changes  []OverrideChange `json:"overrides"`
+	System   dr.System     `json:"system"`
+	Snapshot dr.SnapshotID `json:"snapshot"`
+	Created  string        `json:"created"`
+	DataAgeS int64         `json:"data_age_s"`
+	// Move: what is newer than the snapshot comes along, nothing is lost.
+	Move    bool             `json:"move"`
+	Images  []ImagePlan      `json:"images"`
+	Objects []ObjectPlan     `json:"objects"`
+	Changes []OverrideChange `json:"overrides"`
 	// Conflicts stop the plan.
 	Conflicts []plan.Conflict `json:"conflicts"`
 	// Notes are what the operator should know.
