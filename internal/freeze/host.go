@@ -52,10 +52,15 @@ func OpenHost(procRoot, cgroupRoot string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	root := filepath.Clean("/" + cgroupRoot)
-	for _, m := range all {
-		if m.version() != 0 && below(root, m.point) {
-			h.mounts = append(h.mounts, m)
+	h.accept(all, cgroupRoot)
+	if len(h.mounts) == 0 {
+		// A helper that works in the root directory of another mount namespace
+		// sees no mounts of its own there; the first process of the host does, at
+		// the same paths. Find verifies what lies there.
+		if b, err := h.read("1/mountinfo"); err == nil {
+			if all, err := parseMountinfo(b); err == nil {
+				h.accept(all, cgroupRoot)
+			}
 		}
 	}
 	if h.self, err = h.processCgroups("self"); err != nil {
@@ -65,6 +70,16 @@ func OpenHost(procRoot, cgroupRoot string) (*Host, error) {
 		return nil, err
 	}
 	return h, nil
+}
+
+// accept takes the cgroup mounts below the cgroup root.
+func (h *Host) accept(all []mount, cgroupRoot string) {
+	root := filepath.Clean("/" + cgroupRoot)
+	for _, m := range all {
+		if m.version() != 0 && below(root, m.point) {
+			h.mounts = append(h.mounts, m)
+		}
+	}
 }
 
 // read reads a file below the proc root, at most maxProcFile bytes of it.
