@@ -244,7 +244,7 @@ func (d *director) failover(ctx context.Context) error {
 		return err
 	}
 	d.report.failoverEnded = time.Now()
-	d.showSteps(*a)
+	d.showPorts(s.standin, *a)
 	if err := d.atStandin.await(ctx, 1); err != nil {
 		return err
 	}
@@ -312,7 +312,7 @@ func (d *director) failback(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.showSteps(r.failback)
+	d.showPorts(s.main, r.failback)
 	if err := d.back.await(ctx, 10); err != nil {
 		return err
 	}
@@ -390,14 +390,10 @@ func between(text, from, to string) string {
 	return inside
 }
 
-func (d *director) showSteps(a bringAnswer) {
-	steps := ui.Steps{}
-	for _, s := range a.Steps {
-		steps.Steps = append(steps.Steps, ui.Step{Title: s.Title, State: ui.StepState(s.State), TookMS: s.ElapsedMS, Detail: s.Error})
-	}
-	d.out.Show(steps)
+// showPorts tells where the system can be reached now.
+func (d *director) showPorts(site *lab.Site, a bringAnswer) {
 	for _, p := range a.Ports {
-		d.out.Note("  %s port %s is published at %s", p.Container, p.Port, p.Host)
+		d.out.Note("%s   %s, port %s: published at %s", margin(site), p.Container, p.Port, p.Host)
 	}
 }
 

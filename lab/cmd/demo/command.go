@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"lifeboat/internal/quantity"
 	"lifeboat/internal/ui"
@@ -97,15 +98,40 @@ func quoted(args []string) string {
 	return strings.Join(out, " ")
 }
 
-// say writes a line of a site: a command after "$", or how it ended.
+// say writes a line of a site: a command after "$", or how it ended. A command that is too long for the
+// terminal is continued as a shell takes it.
 func (d *director) say(site *lab.Site, sign, text string) {
 	d.out.Show(ui.ViewFunc(func(c *ui.Canvas) {
 		if sign == "" {
 			c.Line("%s %s", margin(site), ui.Clean(text))
 			return
 		}
-		c.Line("%s %s", margin(site), c.Bold(sign+" "+ui.Clean(text)))
+		lines := wrap(ui.Clean(text), c.Width-len(margin(site))-5)
+		for i, line := range lines {
+			if i < len(lines)-1 {
+				line += ` \`
+			}
+			c.Line("%s %s", margin(site), c.Bold(sign+" "+line))
+			sign = "   "
+		}
 	}))
+}
+
+// wrap breaks text between words where a line would be longer than width; words that are longer stay whole.
+func wrap(text string, width int) []string {
+	lines := []string{""}
+	for _, word := range strings.Split(text, " ") {
+		last := &lines[len(lines)-1]
+		switch {
+		case *last == "":
+			*last = word
+		case width > 0 && utf8.RuneCountInString(*last)+1+utf8.RuneCountInString(word) > width:
+			lines = append(lines, word)
+		default:
+			*last += " " + word
+		}
+	}
+	return lines
 }
 
 // margin tells at which site something happens.
@@ -134,7 +160,7 @@ func (d *director) teller(site *lab.Site) *teller {
 			case hiding:
 				hiding = false
 			case text != "" || err == nil:
-				d.out.Note("%s", strings.TrimRight(margin(site)+"   "+strings.ReplaceAll(text, "\t", "    "), " "))
+				d.out.Note("%s", strings.TrimRight(margin(site)+" | "+strings.ReplaceAll(text, "\t", "    "), " "))
 			}
 			if err != nil {
 				return
@@ -161,35 +187,26 @@ func (t *teller) Close() error {
 
 type snapshotAnswer struct {
 	Snapshot     string    `json:"snapshot"`
-	Number       int       `json:"number"`
 	Created      time.Time `json:"created"`
 	BytesScanned int64     `json:"bytes_scanned"`
 	BytesNew     int64     `json:"bytes_new"`
 	BytesSent    int64     `json:"bytes_sent"`
 	FreezeMS     float64   `json:"freeze_ms"`
 	ElapsedMS    int64     `json:"elapsed_ms"`
-	Coverage     []struct {
-		Object   string `json:"object"`
-		Captured bool   `json:"captured"`
-	} `json:"coverage"`
 }
 
 type bringAnswer struct {
 	Snapshot      string `json:"snapshot"`
 	Epoch         int    `json:"epoch"`
-	DataAgeS      int64  `json:"data_age_s"`
 	RTOMS         int64  `json:"rto_ms"`
 	BytesFetched  int64  `json:"bytes_fetched"`
 	BytesReceived int64  `json:"bytes_received"`
-	BytesSent     int64  `json:"bytes_sent"`
 	Divergent     string `json:"divergent"`
-	Steps         []struct {
-		Title     string `json:"title"`
-		State     string `json:"state"`
-		ElapsedMS int64  `json:"elapsed_ms"`
-		Error     string `json:"error"`
-	} `json:"steps"`
-	Ports []struct{ Container, Port, Host string } `json:"ports"`
+	Ports         []struct {
+		Container string `json:"container"`
+		Port      string `json:"port"`
+		Host      string `json:"host"`
+	} `json:"ports"`
 }
 
 type listAnswer struct {
@@ -197,14 +214,12 @@ type listAnswer struct {
 }
 
 type listedSnapshot struct {
-	Snapshot   string    `json:"snapshot"`
-	Number     int       `json:"number"`
-	Created    time.Time `json:"created"`
-	Site       string    `json:"site"`
-	Epoch      int       `json:"epoch"`
-	Kind       string    `json:"kind"`
-	BytesTotal int64     `json:"bytes_total"`
-	BytesNew   int64     `json:"bytes_new"`
-	BytesSent  int64     `json:"bytes_sent"`
-	FreezeMS   float64   `json:"freeze_ms"`
+	Snapshot   string  `json:"snapshot"`
+	Number     int     `json:"number"`
+	Site       string  `json:"site"`
+	Kind       string  `json:"kind"`
+	BytesTotal int64   `json:"bytes_total"`
+	BytesNew   int64   `json:"bytes_new"`
+	BytesSent  int64   `json:"bytes_sent"`
+	FreezeMS   float64 `json:"freeze_ms"`
 }
