@@ -99,8 +99,9 @@ func (b *cgroupBrake) stop(ctx context.Context) error {
 // settled looks closer where version 2's own answer is not enough: a cgroup that
 // has both processes and nested cgroups reads "frozen 1" as soon as either the
 // ones or the others stand still (the kernel's accounting takes it that there
-// are no such cgroups, but without controllers there can be). Version 1 looks
-// at everything below by itself.
+// are no such cgroups, but without controllers there can be), while a write(2)
+// of the others that is under way still goes on. Version 1 looks at everything
+// below by itself.
 func (b *cgroupBrake) settled() (bool, error) {
 	if b.version == 1 {
 		return true, nil

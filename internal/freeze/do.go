@@ -47,6 +47,8 @@ type Options struct {
 
 	// onStep is called at each step, for tests that kill at each point.
 	onStep func(step)
+	// patience is thawPatience, shorter in tests.
+	patience time.Duration
 }
 
 // step names the points of Do between which it can be killed.
@@ -85,6 +87,9 @@ func (o Options) checked() (Options, error) {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.patience == 0 {
+		o.patience = thawPatience
 	}
 	if o.onStep == nil {
 		o.onStep = func(step) {}
@@ -278,7 +283,7 @@ func (h *holding) alarm(deadline time.Time, cancel context.CancelCauseFunc) (sto
 			return
 		}
 		h.broken = why
-		ctx, cancelThaw := context.WithTimeout(context.Background(), thawPatience)
+		ctx, cancelThaw := context.WithTimeout(context.Background(), h.options.patience)
 		defer cancelThaw()
 		_ = h.set.Thaw(ctx) // finish thaws again and reports
 	})
@@ -315,7 +320,7 @@ func (h *holding) finish() error {
 	h.options.onStep(stepThawing)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), thawPatience)
+	ctx, cancel := context.WithTimeout(context.Background(), h.options.patience)
 	defer cancel()
 	began := time.Now()
 	var broken error

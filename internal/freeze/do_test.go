@@ -215,20 +215,19 @@ func mustStandStill(t *testing.T, set *Set, fs ...*fixture) {
 	t.Helper()
 	all := func() (s string) {
 		for _, f := range fs {
-			s += f.dir + "\n" + activity(t, f.dir)
+			s += f.dir + ": " + f.activity(t)
 		}
 		return s
 	}
 	for range 25 {
 		for _, f := range fs {
-			f.mustProgress(t) // else it may just turn round in the freezer
+			f.mustProgress(t)
 		}
 		if err := set.Freeze(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		before := all()
-		for range 20 {
-			runtime.Gosched()
+		for end := time.Now().Add(40 * time.Millisecond); time.Now().Before(end); {
 			if now := all(); now != before {
 				t.Fatalf("activity while frozen, from\n%sto\n%s", before, now)
 			}
@@ -266,6 +265,70 @@ func TestDoNestedCgroupsFreezeWithTheirParent(t *testing.T) {
 		mustStandStill(t, set, f, nested)
 		mustRun(t, []*fixture{f, nested})
 	})
+}
+
+// A write that is under way in the kernel goes on for a while after the freeze
+// was asked for. Freeze must not be back before it has ended, wherever in the
+// container the writer is.
+func TestFreezeWaitsForWritesUnderWay(t *testing.T) {
+	const write = `while :; do dd if=/dev/zero of="$COUNT" bs=64M count=1 2>/dev/null; done`
+	for _, tc := range []struct{ name, outer, inner string }{
+		{name: "not nested", outer: write},
+		{name: "beside a nested cgroup", outer: write, inner: "sleep 1000"},
+		{name: "in a nested cgroup", outer: "sleep 1000", inner: write},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			eachVersion(t, func(t *testing.T, v int) {
+				dir := t.TempDir()
+				if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=80m"); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if err := unix.Unmount(dir, 0); err != nil {
+						t.Error(err)
+					}
+				})
+				f := newFixture(t, v)
+				w := &fixture{Container: f.Container, version: v, dir: f.dir, count: filepath.Join(dir, "file")}
+				cmds := []*exec.Cmd{w.run(t, f.dir, tc.outer)}
+				if tc.inner != "" {
+					w.dir = filepath.Join(f.dir, "inner")
+					if err := os.Mkdir(w.dir, 0o755); err != nil {
+						t.Fatal(err)
+					}
+					cmds = append(cmds, w.run(t, w.dir, tc.inner))
+				}
+				t.Cleanup(func() {
+					f.removeNow(t)
+					for _, c := range cmds {
+						_ = c.Wait()
+					}
+				})
+				set := newTestSet(t, []*fixture{f})
+				size := func() (n int64) {
+					if st, err := os.Stat(w.count); err == nil {
+						n = st.Size()
+					}
+					return n
+				}
+				for range 8 {
+					eventually(t, "a write is under way", func() bool { n := size(); return n > 0 && n < 32<<20 })
+					if err := set.Freeze(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+					before := size()
+					for end := time.Now().Add(20 * time.Millisecond); time.Now().Before(end); {
+						if now := size(); now != before {
+							t.Fatalf("the file grew from %d to %d while frozen", before, now)
+						}
+					}
+					if err := set.Thaw(context.Background()); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
 }
 
 // A process that joins the cgroup meanwhile, as by an exec that was under way,
@@ -325,6 +388,33 @@ func TestDoThroughTheEngine(t *testing.T) {
 	}
 	mustRun(t, fs)
 }
+
+// An engine that does not answer this process any more leaves the containers to
+// the guardians, which have a way of their own, and says how to do it by hand.
+func TestDoLeavesTheRestToGuardians(t *testing.T) {
+	fs := fixtures(t, versions(t)[0], 2)
+	spec := fmt.Sprintf(`{%q:%q,%q:%q}`, fs[0].ID, fs[0].dir, fs[1].ID, fs[1].dir)
+	p, err := newDirPauser(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := NewSet(SetConfig{Pauser: deafPauser{p}, PauserSpec: spec, Containers: containers(fs)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	_, err = Do(context.Background(), set, Options{StateDir: dir, patience: 50 * time.Millisecond}, func(context.Context) error { return nil })
+	if !errors.Is(err, ErrStillFrozen) || !strings.Contains(err.Error(), "docker unpause "+fs[1].ID) {
+		t.Errorf("error %v", err)
+	}
+	mustRun(t, fs)
+	eventually(t, "guardians empty the record", func() bool { return len(records(t, dir)) == 0 })
+}
+
+// deafPauser pauses but does not unpause.
+type deafPauser struct{ Pauser }
+
+func (deafPauser) Unpause(context.Context, string) error { return errors.New("no answer") }
 
 // A guardian that cannot reach the engine is found out before the freeze.
 func TestDoGuardianWithoutEngine(t *testing.T) {

@@ -119,21 +119,7 @@ func (f *fixture) remove(t testing.TB, cmd *exec.Cmd) {
 		_ = cmd.Wait()
 		close(waited)
 	}()
-	eventually(t, "cgroup "+f.dir+" is removed", func() bool {
-		f.write(t, false)
-		pids, err := pidsBelow(f.dir)
-		if errors.Is(err, os.ErrNotExist) {
-			return true
-		}
-		for _, p := range pids {
-			_ = unix.Kill(p, unix.SIGKILL)
-		}
-		nested, _ := filepath.Glob(filepath.Join(f.dir, "*", "cgroup.procs"))
-		for _, n := range nested {
-			_ = os.Remove(filepath.Dir(n))
-		}
-		return os.Remove(f.dir) == nil
-	})
+	f.removeNow(t)
 	<-waited
 }
 
@@ -187,25 +173,18 @@ func (f *fixture) counter() int {
 	return n
 }
 
-// activity is a text that changes whenever a process directly in a cgroup runs:
-// its processes with their states and processor times.
-func activity(t testing.TB, dir string) string {
+// activity is a text that changes when the processes directly in the cgroup do
+// something: which there are, and what they have counted.
+func (f *fixture) activity(t testing.TB) string {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	b, err := os.ReadFile(filepath.Join(f.dir, "cgroup.procs"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all strings.Builder
-	for _, pid := range strings.Fields(string(b)) {
-		stat, _ := os.ReadFile("/proc/" + pid + "/stat")
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		w := strings.Fields(rest)
-		sched, _ := os.ReadFile("/proc/" + pid + "/schedstat")
-		if len(w) > 12 {
-			fmt.Fprintln(&all, pid, w[0], w[11], w[12], string(sched))
-		}
-	}
-	return all.String()
+	pids := strings.Fields(string(b))
+	slices.Sort(pids) // the kernel gives them in any order
+	count, _ := os.ReadFile(f.count)
+	return strings.Join(append(pids, string(count)), " ")
 }
 
 // mustProgress sees the processes inside do more work.
@@ -317,6 +296,16 @@ func (h *holder) goOn() {
 
 func (h *holder) signal(s unix.Signal) { _ = unix.Kill(h.cmd.Process.Pid, s) }
 
+// stop stops the holder and waits until every thread of it stands.
+func (h *holder) stop() {
+	h.t.Helper()
+	h.signal(unix.SIGSTOP)
+	eventually(h.t, "the holder stands", func() bool {
+		states := threadStates(h.cmd.Process.Pid)
+		return states != "" && strings.Trim(states, "T") == ""
+	})
+}
+
 // kill kills the holder and waits until it is gone, with its locks.
 func (h *holder) kill() {
 	h.signal(unix.SIGKILL)
@@ -360,16 +349,19 @@ func guardiansOf(t testing.TB, parent int) []int {
 
 // alive tells whether any thread of a process runs. The first one of a killed
 // process may be a zombie while others still hold its files.
-func alive(pid int) bool {
+func alive(pid int) bool { return strings.Trim(threadStates(pid), "ZX") != "" }
+
+// threadStates gives the state letters of a process's threads.
+func threadStates(pid int) (states string) {
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	for _, task := range tasks {
 		b, err := os.ReadFile(task)
 		_, rest, _ := strings.Cut(string(b), ") ")
-		if err == nil && rest != "" && rest[0] != 'Z' && rest[0] != 'X' {
-			return true
+		if err == nil && rest != "" {
+			states += rest[:1]
 		}
 	}
-	return false
+	return states
 }
 
 // records lists the freeze records that are not empty.
@@ -385,14 +377,22 @@ func records(t testing.TB, dir string) []string {
 	})
 }
 
-// removeNow ends the container: its processes and its cgroup go away.
+// removeNow ends the container: its processes and its cgroups go away.
 func (f *fixture) removeNow(t testing.TB) {
 	t.Helper()
-	eventually(t, f.Name+" ends", func() bool {
+	eventually(t, "cgroup "+f.dir+" is removed", func() bool {
+		f.write(t, false)
 		pids, err := pidsBelow(f.dir)
+		if errors.Is(err, os.ErrNotExist) {
+			return true
+		}
 		for _, p := range pids {
 			_ = unix.Kill(p, unix.SIGKILL)
 		}
-		return errors.Is(err, os.ErrNotExist) || os.Remove(f.dir) == nil
+		nested, _ := filepath.Glob(filepath.Join(f.dir, "*", "cgroup.procs"))
+		for _, n := range nested {
+			_ = os.Remove(filepath.Dir(n))
+		}
+		return os.Remove(f.dir) == nil
 	})
 }

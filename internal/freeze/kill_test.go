@@ -150,7 +150,7 @@ func TestParentAndOneGuardianKilled(t *testing.T) {
 				t.Run(fmt.Sprintf("%s/%d", p.name, i), func(t *testing.T) {
 					t.Parallel()
 					h, fs, dir := catch(t, v, p, long)
-					h.signal(unix.SIGSTOP) // so that it cannot react to the first death
+					h.stop() // so that it cannot react to the first death
 					if err := unix.Kill(h.guards[i], unix.SIGKILL); err != nil {
 						t.Fatal(err)
 					}
@@ -172,7 +172,7 @@ func TestAllKilledAreSwept(t *testing.T) {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()
 				h, fs, dir := catch(t, v, p, long)
-				h.signal(unix.SIGSTOP)
+				h.stop()
 				for _, g := range h.guards {
 					if err := unix.Kill(g, unix.SIGKILL); err != nil {
 						t.Fatal(err)
@@ -202,7 +202,7 @@ func TestParentStopped(t *testing.T) {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()
 				h, fs, dir := catch(t, v, p, 2*time.Second)
-				h.signal(unix.SIGSTOP)
+				h.stop()
 				if p.frozen > 0 {
 					mustRun(t, fs)
 				}
@@ -228,7 +228,7 @@ func TestParentStopped(t *testing.T) {
 // A parent that is stopped past freeze_max and then killed.
 func TestParentStoppedAndKilled(t *testing.T) {
 	h, fs, dir := catch(t, versions(t)[0], point{name: string(stepFrozen), frozen: 3, guards: guardians}, 2*time.Second)
-	h.signal(unix.SIGSTOP)
+	h.stop()
 	mustRun(t, fs)
 	h.kill()
 	for _, g := range h.guards {
@@ -251,7 +251,7 @@ func TestFreezeMaxUnderLoad(t *testing.T) {
 	}
 	h, fs, _ := catch(t, versions(t)[0], point{name: string(stepFrozen), frozen: 3, guards: guardians}, 5*time.Second)
 	began := time.Now()
-	h.signal(unix.SIGSTOP)
+	h.stop()
 	mustRun(t, fs)
 	t.Logf("thawed and seen to count %v after the parent was stopped, freeze_max 5 s", time.Since(began))
 	h.signal(unix.SIGCONT)
