@@ -16,12 +16,6 @@ func TestWordPressUnderLoad(t *testing.T) {
 	underLoad(t, systems.WordPress(systems.Params{}), lab.EngineDocker20, lab.EngineDocker20)
 }
 
-// TestGuestbookAcrossEngines: the same with PostgreSQL, from an engine with the
-// overlay2 driver to one with the containerd image store, and back.
-func TestGuestbookAcrossEngines(t *testing.T) {
-	underLoad(t, systems.Guestbook(systems.Params{}), lab.EngineDocker20, lab.EngineContainerd)
-}
-
 func underLoad(t *testing.T, sys *systems.System, mainEngine, standinEngine lab.Engine) {
 	r := newRig(t, mainEngine, standinEngine)
 	ctx := t.Context()
