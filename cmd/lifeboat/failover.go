@@ -182,7 +182,7 @@ func (a *app) bringAnswer(w *world, sys dr.System, res *recovery.Result, dryRun 
 func planViews(p *recovery.Plan) []ui.View {
 	age := quantity.Duration(time.Duration(p.DataAgeS) * time.Second)
 	if p.Move {
-		age += ": planned with it; what was written after that comes along"
+		age += ": the plan is made with it; what was written since comes along"
 	} else {
 		age += ": what was written after that is not in it"
 	}
