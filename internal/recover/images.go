@@ -90,6 +90,17 @@ func (b *bringUp) handImages(ctx context.Context, images []*layer.ImageRecord) e
 	if len(images) == 0 {
 		return nil
 	}
+	if b.survey.info.ContainerdStore {
+		// This store takes a pull for whole where it has an unpacked layer but not
+		// its bytes; a loaded archive always is.
+		for _, rec := range images {
+			if err := b.loadImage(ctx, rec); err != nil {
+				return err
+			}
+			b.o.Progress.Done(rec.Bytes())
+		}
+		return nil
+	}
 	l, err := loopbackOf(b.survey.host.EnginePID)
 	if err != nil {
 		return err
