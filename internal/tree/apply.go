@@ -53,7 +53,8 @@ type ApplyOptions struct {
 	Denied func(path, what string, err error)
 	// Progress may be nil. Called concurrently.
 	Progress func(ApplyProgress)
-	// NoSync leaves it to the caller to make the tree durable.
+	// NoSync leaves it to the caller to make the tree durable, and to record
+	// the statcache (RecordCache) after that.
 	NoSync bool
 }
 

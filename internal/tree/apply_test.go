@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +25,7 @@ func (f *fixture) applyOptions() tree.ApplyOptions {
 	o := f.options()
 	return tree.ApplyOptions{
 		Key: "volume:dest", StateDir: f.state, CutKey: cutKey, UnitID: unitID, Now: o.Now,
-		Overlay: o.Overlay, Exclude: o.Exclude,
+		Overlay: o.Overlay, Exclude: o.Exclude, NoSync: !f.sync,
 	}
 }
 
@@ -58,6 +60,7 @@ func mustApply(t testing.TB, f *fixture, dest string, current *catalog.Reader, r
 func TestApplyTorture(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
+	f.sync = true
 	if err := errors.Join(torture.Populate(f.root, torture.Options{LongPaths: true}), torture.PopulateRoot(f.root)); err != nil {
 		t.Fatal(err)
 	}
@@ -499,4 +502,64 @@ func TestApplyKilled(t *testing.T) {
 	mustApply(t, f, dest, nil, next)
 	same(t, f.root, dest)
 	f.clean()
+}
+
+// TestUnprivileged: without root, Extract keeps content, modes, times and what
+// attributes it may, and says what it could not keep.
+func TestUnprivileged(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	furnish(t, f)
+	f.write("closed-dir/inside", []byte("x"))
+	if err := errors.Join(os.Chmod(filepath.Join(f.root, "closed-dir"), 0o555), os.Lchown(filepath.Join(f.root, "a/f1"), 3, 4)); err != nil {
+		t.Fatal(err)
+	}
+	res, _ := f.capture(nil)
+	// The child can reach neither the test's directories nor its binary.
+	dir, err := os.MkdirTemp("", "lbtest-nobody-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	binary, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dump, err := os.ReadFile(f.dump(res, res))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := func(s string) string { return filepath.Join(dir, s) }
+	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(p("test"), binary, 0o755), os.WriteFile(p("dump"), dump, 0o644),
+		os.Mkdir(p("work"), 0o700), os.Chown(p("work"), 65534, 65534))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(p("test"), "-test.run=^TestUnprivilegedChild$")
+	cmd.Dir = p("work")
+	cmd.Env = []string{"LBTEST_NOBODY=" + p("dump"), "LBTEST_DEST=" + p("work/out"), "LBTEST_STATE=" + p("work"), "TMPDIR=" + p("work")}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	want, err := treecmp.Fingerprint(f.root, treecmp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := treecmp.Fingerprint(p("work/out"), treecmp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(want, "dev")
+	rules := treecmp.Rules{Ignore: func(d treecmp.Difference) bool {
+		// The child put a file into the root of the tree and took it away again.
+		return d.Field == "owner" || d.Path == "caps" && strings.HasPrefix(d.Field, "xattr") || d.Path == "."
+	}}
+	if diff := treecmp.Report(treecmp.Compare(want, got, rules), 20); diff != "" {
+		t.Error(diff)
+	}
 }

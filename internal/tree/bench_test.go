@@ -132,6 +132,7 @@ func BenchmarkSecureDirty(b *testing.B) {
 // BenchmarkApplyNothing: the target is what is there; told, and found out.
 func BenchmarkApplyNothing(b *testing.B) {
 	f := newFixture(b)
+	f.sync = true
 	plant(b, f.root, 40_000)
 	res, _ := f.capture(nil)
 	dest := b.TempDir()
@@ -151,6 +152,7 @@ func BenchmarkApplyNothing(b *testing.B) {
 // BenchmarkApplyFresh: 40,000 small files into an empty directory, durable.
 func BenchmarkApplyFresh(b *testing.B) {
 	f := newFixture(b)
+	f.sync = true
 	plant(b, f.root, 40_000)
 	res, _ := f.capture(nil)
 	for b.Loop() {

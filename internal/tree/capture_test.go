@@ -442,6 +442,26 @@ func TestStatcacheIsNotBelieved(t *testing.T) {
 	}
 }
 
+// TestLargeAttributes: hundreds of files with attributes of 60 KiB make more
+// than one batch holds.
+func TestLargeAttributes(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.root = mountTmpfs(t)
+	value := randomBytes(1, 60<<10)
+	for i := range 40 {
+		p := fmt.Sprintf("f%03d", i)
+		f.write(p, []byte(p))
+		if err := unix.Setxattr(filepath.Join(f.root, p), "trusted.large", value, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		res, _ := f.capture(nil)
+		f.check(res)
+	}
+}
+
 // TestNotCommitted: a capture that was not committed leaves the cache alone.
 func TestNotCommitted(t *testing.T) {
 	t.Parallel()

@@ -135,6 +135,7 @@ type fixture struct {
 	state string
 	repo  *memory
 	opts  func(*tree.CaptureOptions)
+	sync  bool // Apply makes durable and records the statcache
 }
 
 func newFixture(t testing.TB) *fixture {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/gob"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -113,5 +116,58 @@ func TestKilledChild(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestUnprivilegedChild is what TestUnprivileged runs as nobody.
+func TestUnprivilegedChild(t *testing.T) {
+	dump := os.Getenv("LBTEST_NOBODY")
+	if dump == "" {
+		return
+	}
+	m, table := load(t, dump)
+	target, err := catalog.Open(t.Context(), m, table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	denied := map[string]int{}
+	out := os.Getenv("LBTEST_DEST")
+	o := tree.ExtractOptions{UnitID: unitID, TempDir: os.Getenv("LBTEST_STATE")}
+	if _, err := tree.Extract(t.Context(), out+"-strict", target, m, o); err == nil {
+		t.Error("without Denied, a lost owner is an error")
+	}
+	o.Denied = func(_, what string, _ error) {
+		mu.Lock()
+		defer mu.Unlock()
+		denied[what]++
+	}
+	if _, err := tree.Extract(t.Context(), out, target, m, o); err != nil {
+		t.Fatal(err)
+	}
+	for _, what := range []string{"owner", "device node", "attribute security.capability"} {
+		if denied[what] == 0 {
+			t.Errorf("nothing was said about the %s: %v", what, denied)
+		}
+	}
+	// A file that may not be read is left to Secure, which names it.
+	if err := os.WriteFile(filepath.Join(out, "closed"), []byte("x"), 0); err != nil {
+		t.Fatal(err)
+	}
+	c, err := tree.NewCapture(tree.CaptureOptions{
+		Root: out, Key: "k", StateDir: os.Getenv("LBTEST_STATE"), CutKey: cutKey, UnitID: unitID, Sink: m, Now: later,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Precopy(t.Context()); err != nil {
+		t.Errorf("precopy: %v", err)
+	}
+	if err := c.Secure(t.Context()); !errors.Is(err, os.ErrPermission) || !strings.Contains(err.Error(), "closed") {
+		t.Errorf("secure: %v", err)
+	}
+	if err := os.Remove(filepath.Join(out, "closed")); err != nil {
+		t.Error(err)
 	}
 }

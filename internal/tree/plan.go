@@ -43,7 +43,7 @@ func (a *applier) makePlan(ctx context.Context) (*plan, error) {
 				return nil
 			}
 			a.needed.Add(ref.Len)
-			if len(p.copies) < maxCopies {
+			if a.current != nil && len(p.copies) < maxCopies {
 				p.copies[ref.ID] = localPos{off: -1}
 			}
 			return nil

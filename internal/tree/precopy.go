@@ -20,11 +20,14 @@ const (
 	// batchRecords and batchBytes end a batch of records.
 	batchRecords = 256
 	batchBytes   = 64 << 10
+	maxBatch     = 1 << 20
 	// batchQueue is how many batches may wait for a file that is being read.
 	batchQueue = 64
 	// bulkReads is how many changed files make one syncfs cheaper than waiting
 	// for the pages of each.
 	bulkReads = 256
+	// hotSeconds: a file written to so recently is expected to change again.
+	hotSeconds = 600
 )
 
 // Precopy reads what changed since the last committed capture and puts it,
@@ -84,8 +87,9 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 	if strict {
 		return nil
 	}
-	// What is untrusted now will have to be secured; and some more changes.
-	return c.o.Budget.Prepare(p.untrusted.Load() + budgetSegment)
+	// What is untrusted now will have to be secured, and what was written to a
+	// while ago is probably written to all the time.
+	return c.o.Budget.Prepare(p.hot.Load() + budgetSegment)
 }
 
 // readJob is an entry whose record has to be made from the disk.
@@ -129,9 +133,9 @@ type precopier struct {
 	refs  []dr.UnitRef
 	list  []byte
 
-	entries   int64
-	bulk      sync.Once
-	untrusted atomic.Int64
+	entries int64
+	bulk    sync.Once
+	hot     atomic.Int64 // bytes of files that will probably have to be secured
 }
 
 // visit decides about one entry. It runs in the walk's goroutine.
@@ -285,13 +289,32 @@ func (p *precopier) write() error {
 			from = g.at
 		}
 		frame = append(frame, b.data[from:]...)
-		failed = p.out.addFrame(frame, b.n)
+		if len(frame) <= maxBatch {
+			failed = p.out.addFrame(frame, b.n)
+		} else {
+			failed = p.split(frame)
+		}
 	}
 	if failed == nil && p.ctx.Err() == nil {
 		failed = p.out.finish()
 	}
 	if failed != nil {
 		return fmt.Errorf("temporary file: %w", failed)
+	}
+	return nil
+}
+
+// split adds the records of a batch that large attributes made too large for
+// one frame.
+func (p *precopier) split(frame []byte) error {
+	var rec record
+	for d := (fields{b: frame}); len(d.b) > 0; {
+		if err := d.next(&rec); err != nil {
+			return err
+		}
+		if err := p.out.add(&rec); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -333,8 +356,8 @@ func (p *precopier) read(r *entryReader, j *readJob) error {
 		// Vanished, changed its type, or unreadable: Secure decides.
 		rec = record{stat: j.stat}
 	}
-	if j.stat.IsRegular() && !rec.has(recTrusted) {
-		p.untrusted.Add(j.stat.Size)
+	if st := &j.stat; st.IsRegular() && (!rec.has(recTrusted) || p.start.Unix()-st.MtimeSec < hotSeconds) {
+		p.hot.Add(st.Size)
 	}
 	j.body = appendRecordBody(nil, &rec)
 	return nil

@@ -199,6 +199,9 @@ func newRecordWriter(f *os.File, identity [32]byte) (*recordWriter, error) {
 func (w *recordWriter) writeFrame(kind byte, data []byte) (int64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.err == nil && len(data) > maxFrame {
+		w.err = fmt.Errorf("record of %d bytes, at most %d", len(data), maxFrame)
+	}
 	if w.err != nil {
 		return 0, w.err
 	}

@@ -18,10 +18,11 @@ func isNotFound(err error) bool { return errors.Is(err, dr.ErrNotFound) }
 // remember records the statcache after Apply. A tree that could not be
 // remembered is read once more than needed, so that is no failure.
 func (a *applier) remember(ctx context.Context) error {
-	if a.o.Key == "" {
+	if a.o.Key == "" || a.o.NoSync {
 		return nil
 	}
-	if err := recordTree(ctx, a.path, a.target, a.o); err != nil && ctx.Err() != nil {
+	// run has written everything back just now.
+	if err := recordTree(ctx, a.path, a.target, a.o, true); err != nil && ctx.Err() != nil {
 		return err
 	}
 	return nil
@@ -35,13 +36,13 @@ func (a *applier) remember(ctx context.Context) error {
 // newest out, and a caller that has other work to do before it starts
 // containers does well to call it again then.
 func RecordCache(ctx context.Context, root string, target *catalog.Reader, o ApplyOptions) error {
-	if err := recordTree(ctx, root, target.Clone(), o); err != nil {
+	if err := recordTree(ctx, root, target.Clone(), o, false); err != nil {
 		return fmt.Errorf("record statcache of tree %s: %w", root, err)
 	}
 	return nil
 }
 
-func recordTree(ctx context.Context, path string, target *catalog.Reader, o ApplyOptions) (err error) {
+func recordTree(ctx context.Context, path string, target *catalog.Reader, o ApplyOptions, synced bool) (err error) {
 	c, err := NewCapture(CaptureOptions{
 		Root: path, Key: o.Key, Overlay: o.Overlay, CrossMounts: o.CrossMounts, StateDir: o.StateDir,
 		CutKey: o.CutKey, UnitID: o.UnitID, TrustedFS: o.TrustedFS, Now: o.Now, Sink: hashSink{o.UnitID},
@@ -51,8 +52,10 @@ func recordTree(ctx context.Context, path string, target *catalog.Reader, o Appl
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	// Pages written back are write-protected: later stores through maps stamp.
-	if err := unix.Syncfs(c.root.fd); err != nil {
-		return err
+	if !synced {
+		if err := unix.Syncfs(c.root.fd); err != nil {
+			return err
+		}
 	}
 	if c.next, err = os.CreateTemp(o.StateDir, "lifeboat-*.tmp"); err != nil {
 		return err
