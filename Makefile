@@ -22,7 +22,7 @@ deps:
 	sh lab/deps.sh
 
 lint:
-	@unformatted=$$($(GO) tool gofumpt -l cmd internal lab); \
+	@unformatted=$$($(GO) tool gofumpt -l cmd e2e internal lab); \
 	if [ -n "$$unformatted" ]; then echo "make lint: not formatted; run: go tool gofumpt -w" $$unformatted >&2; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...

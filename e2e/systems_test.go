@@ -16,6 +16,12 @@ func TestWordPressUnderLoad(t *testing.T) {
 	underLoad(t, systems.WordPress(systems.Params{}), lab.EngineDocker20, lab.EngineDocker20)
 }
 
+// TestGuestbookAcrossEngines: a system with PostgreSQL moves from an engine of
+// 2020 with overlay2 to a new one with the containerd image store, and back.
+func TestGuestbookAcrossEngines(t *testing.T) {
+	underLoad(t, systems.Guestbook(systems.Params{}), lab.EngineDocker20, lab.EngineContainerd)
+}
+
 func underLoad(t *testing.T, sys *systems.System, mainEngine, standinEngine lab.Engine) {
 	r := newRig(t, mainEngine, standinEngine)
 	ctx := t.Context()
