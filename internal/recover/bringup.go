@@ -79,7 +79,7 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 	if err := b.planBinds(ctx, p, &taken); err != nil {
 		return nil, err
 	}
-	taken.Ports = append(taken.Ports, b.survey.listening()...)
+	taken.Ports = append(taken.Ports, listening(b.survey.host.EnginePID, b.survey.inv.Containers)...)
 	p.Conflicts = append(p.Conflicts, plan.Conflicts(wants, taken)...)
 	if err := b.planImages(ctx, p); err != nil {
 		return nil, err

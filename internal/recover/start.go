@@ -9,7 +9,6 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
-	"lifeboat/internal/plan"
 )
 
 // wantsRunning tells whether a container was up when it was captured.
@@ -139,7 +138,3 @@ func (b *bringUp) published(ctx context.Context) ([]Published, error) {
 	}
 	return out, nil
 }
-
-// listening are ports of the host that processes other than the engine's own
-// proxies serve.
-func (s *survey) listening() []plan.Port { return s.listeners }

@@ -68,8 +68,6 @@ type survey struct {
 	bringup    *site.Bringup
 	// known are root records whose trees need not be kept again.
 	known []*dr.Root
-	// listeners are ports of the host in use by processes.
-	listeners []plan.Port
 }
 
 // take looks at the engine and finds what belongs to the system (ADR 5, Ownership).
