@@ -26,8 +26,8 @@ const envLog = "LIFEBOAT_LOG"
 type app struct {
 	process
 	flags struct {
-		config, repo                         string
-		json, quiet, yes, insecure, kitStdin bool
+		config, repo                                      string
+		json, quiet, yes, insecure, acceptOlder, kitStdin bool
 	}
 	started bool // the command's own code has begun
 	printer *ui.Printer

@@ -251,12 +251,21 @@ func newHostListCmd(a *app) *cobra.Command {
 }
 
 func newHostEnrollCmd(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:     "enroll",
-		Short:   "Make this host known to the repository (writing does it by itself)",
-		Example: `  lifeboat host enroll`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "enroll [HOST]",
+		Short: "Make a host known to the repository, so that what it writes is trusted",
+		Long: `Make a host known to the repository, so that what it writes is trusted. Without
+HOST it is this one, which the first snapshot does by itself where the registry
+lets it. Where only an operator may, the host's refusal names its id, and the
+operator runs this command with it.`,
+		Example: `  lifeboat host enroll
+  lifeboat host enroll --name standby 5f0c12ab90de…`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return a.enrollHost(cmd.Context(), args[0], name)
+			}
 			w, err := a.open(cmd.Context(), true)
 			if err != nil {
 				return err
@@ -272,6 +281,26 @@ func newHostEnrollCmd(a *app) *cobra.Command {
 			return a.UI().Answer(map[string]any{"host": w.repo.HostID()}, ui.Text(notice))
 		},
 	}
+	cmd.Flags().StringVar(&name, "name", "", "`NAME` of the host, for people")
+	return cmd
+}
+
+// enrollHost makes another host known; this one's engine is not needed, its key
+// signs.
+func (a *app) enrollHost(ctx context.Context, id, name string) error {
+	var host dr.HostID
+	if err := host.UnmarshalText([]byte(id)); err != nil {
+		return fmt.Errorf("host %q is no host id: %w: %w", id, err, dr.ErrUsage)
+	}
+	w, err := a.open(ctx, true)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := w.repo.EnrolHost(ctx, host, name); err != nil {
+		return err
+	}
+	return a.UI().Answer(map[string]any{"host": host}, ui.Text("host "+host.Short()+" is enrolled; what it writes is trusted from now on"))
 }
 
 func newHostRevokeCmd(a *app) *cobra.Command {

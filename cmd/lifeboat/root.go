@@ -56,6 +56,7 @@ the configuration file.`,
 	f.BoolVar(&a.flags.kitStdin, "kit-stdin", false, "read a recovery kit from standard input (helper containers)")
 	_ = f.MarkHidden("kit-stdin")
 	f.BoolVar(&a.flags.insecure, "insecure", false, "allow plain HTTP to other than loopback addresses")
+	f.BoolVar(&a.flags.acceptOlder, "accept-older", false, "take the repository as it is although this host has seen a newer state of it")
 	// The default in the help would be what was found on the command line.
 	f.Lookup("json").DefValue = "false"
 

@@ -102,7 +102,7 @@ func (a *app) openSource(ctx context.Context, src source, withEngine bool) (*wor
 	}
 	w.repo, err = repo.Open(ctx, w.store, repo.OpenOptions{
 		Local:      a.local(src),
-		Identities: src.identities, Passphrase: src.passphrase, Host: host,
+		Identities: src.identities, Passphrase: src.passphrase, Host: host, HostName: string(w.site), AcceptOlder: a.flags.acceptOlder,
 		Expect: src.expect, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
 	})
 	if err != nil {

@@ -260,7 +260,7 @@ func (r *Repo) checkMark(prefix string, newest dr.Number) error {
 	}
 	if newest < mark {
 		return tampered("the registry shows an older state of the repository: the newest valid record under %s* is number %d, this host has seen number %d; "+
-			"if the registry was restored from a backup of its own and its newest snapshots are lost, accept the older state, else find out who deleted them", prefix, newest, mark)
+			"if the registry was restored from a backup of its own and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them", prefix, newest, mark)
 	}
 	if newest > mark {
 		return r.state.raise(map[string]dr.Number{prefix: newest})
