@@ -25,7 +25,7 @@ var floors = map[string]int{
 	"internal/dr": 0, "internal/quantity": 0, "internal/redact": 0, "internal/suggest": 0,
 	// Formats and decisions: bytes or state in, bytes or state out.
 	"internal/cut": 1, "internal/seal": 1, "internal/catalog": 1, "internal/kit": 1, "internal/fence": 1, "internal/plan": 1,
-	"internal/pack": 2, "internal/layer": 2, "internal/override": 2,
+	"internal/pack": 2, "internal/layer": 2, "internal/override": 2, "internal/archive": 2,
 	// The world: a store, an engine, files, processes, a configuration, a terminal.
 	"internal/store": 3, "internal/registry": 3, "internal/engine": 3, "internal/tree": 3, "internal/freeze": 3,
 	"internal/site": 3, "internal/config": 3, "internal/ui": 3, "internal/gate": 3, "internal/dns": 3, "internal/hook": 3,

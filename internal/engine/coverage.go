@@ -60,12 +60,16 @@ func (d *discovery) coverVolumes() {
 			d.item("volume:"+v.Name, false, why, alsoUsed(v.UsedBy))
 			continue
 		}
+		if d.sel.Archive && v.Via == nil {
+			d.item("volume:"+v.Name, false, notReached, alsoUsed(v.UsedBy))
+			continue
+		}
 		v.Path = path
 		v.Tree = "volume:" + v.Name
 		if dev := v.Options["device"]; dev != "" {
 			note = join([]string{note, "its option device=" + dev + " must be possible at the other site"})
 		}
-		d.item("volume:"+v.Name, true, note, alsoUsed(v.UsedBy))
+		d.item("volume:"+v.Name, true, note, d.kept(false), alsoUsed(v.UsedBy))
 	}
 }
 
@@ -100,7 +104,7 @@ func (d *discovery) volumePath(v *Volume) (path, why string) {
 	if !filepath.IsAbs(path) {
 		return "", "the engine names no directory for it"
 	}
-	if !d.h.Local {
+	if !d.h.Local || d.sel.Archive {
 		return path, ""
 	}
 	if m, ok := mountAt(d.st.mounts, path); ok {
@@ -134,7 +138,7 @@ func (d *discovery) coverBinds() {
 				}
 			}
 		}
-		d.item(object, true, append(nested, alsoUsed(b.UsedBy))...)
+		d.item(object, true, append(nested, d.kept(false), alsoUsed(b.UsedBy))...)
 	}
 }
 
@@ -185,7 +189,10 @@ func (d *discovery) bindReason(b *Bind) string {
 	case "device":
 		return "is a device or pipe of this host, not data"
 	}
-	if !d.h.Local {
+	if d.sel.Archive && b.Via == nil {
+		return notReached
+	}
+	if !d.h.Local || d.sel.Archive {
 		return ""
 	}
 	if b.Kind == "unknown" {
@@ -208,7 +215,14 @@ func isEngineSocket(p string) bool {
 
 func (d *discovery) coverFiles() {
 	for _, f := range d.sys.Files {
+		if d.sel.Archive {
+			d.item("file:"+f.Path, false, "is a file of the host, which the archive API does not reach; keep a copy of it elsewhere")
+			continue
+		}
 		d.item("file:"+f.Path, true)
+	}
+	if d.sel.Archive {
+		d.sys.Files = nil
 	}
 	for object, notes := range d.notes {
 		if strings.HasPrefix(object, "files:") {

@@ -32,7 +32,7 @@ func (d *discovery) coverContainers() {
 		if l := d.notes["layer:"+in.name]; len(l) > 0 {
 			d.item("layer:"+in.name, false, l...)
 		} else {
-			d.item("layer:"+in.name, true)
+			d.item("layer:"+in.name, true, d.kept(true))
 		}
 		d.coverDevices(in)
 		for _, m := range c.Mounts {

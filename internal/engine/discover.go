@@ -19,7 +19,8 @@ import (
 // does not exist wraps dr.ErrNotFound and names near ones.
 //
 // Where HostFS is not local, the Compose files are not read and the kinds of
-// binds are unknown; the caller runs itself in the helper container for these.
+// binds are unknown; the caller runs itself in the helper container for these,
+// or asks for Selector.Archive.
 func (e *Engine) Discover(ctx context.Context, sel Selector) (*System, error) {
 	f, err := e.facts(ctx)
 	if err != nil {
@@ -61,6 +62,9 @@ func (e *Engine) Discover(ctx context.Context, sel Selector) (*System, error) {
 	}
 	if err := d.containers(ctx, chosen, models); err != nil {
 		return nil, err
+	}
+	if sel.Archive {
+		d.reachByArchive(ctx)
 	}
 	d.cover()
 	return s, nil
@@ -203,7 +207,9 @@ func (d *discovery) containers(ctx context.Context, chosen []container.Summary, 
 			HasHealthcheck: hasHealthcheck(in.Config),
 			RestartPolicy:  RestartPolicy{Name: string(in.HostConfig.RestartPolicy.Name), MaximumRetryCount: in.HostConfig.RestartPolicy.MaximumRetryCount},
 		}
-		if out.LayerPath, err = d.e.layerOf(ctx, d.h, in.InspectResponse); err != nil {
+		if d.sel.Archive {
+			out.Layer = "layer:" + in.name
+		} else if out.LayerPath, err = d.e.layerOf(ctx, d.h, in.InspectResponse); err != nil {
 			d.note("layer:"+in.name, "%s", err)
 		} else {
 			out.Layer = "layer:" + in.name

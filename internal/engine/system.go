@@ -31,6 +31,19 @@ type Selector struct {
 	// frozen and is refused. The engine's own address and the resolver are
 	// reserved anyway.
 	Reserved []string
+	// Archive asks for the system as it can be captured through the engine's
+	// archive API alone (degraded mode): volumes and binds have Via, and the
+	// coverage report says of each tree what is not kept.
+	Archive bool
+}
+
+// Via is how the archive API reaches a volume or bind: at a path of a container
+// that mounts it.
+type Via struct {
+	Container string // id
+	Path      string
+	// Mounts are the destinations of all of the container's mounts.
+	Mounts []string
 }
 
 // System is what Discover found: dr's vocabulary, with what only the capturing
@@ -87,6 +100,8 @@ type Volume struct {
 	Path string
 	// UsedBy are containers outside the system that mount it too.
 	UsedBy []string
+	// Via is set with Selector.Archive where the volume is to be captured.
+	Via *Via
 }
 
 // Bind is a host path that containers of the system mount.
@@ -98,6 +113,8 @@ type Bind struct {
 	Propagation string
 	// UsedBy are containers outside the system that mount it too.
 	UsedBy []string
+	// Via is set with Selector.Archive where the bind is to be captured.
+	Via *Via
 }
 
 // ProjectFile is a file that describes the project; its content is read by capture.

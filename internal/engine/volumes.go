@@ -148,15 +148,23 @@ func (h HostFS) kind(p string) string {
 		return "unknown"
 	}
 	st, err := os.Lstat(real)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "unknown"
-	case st.IsDir():
+	}
+	return kindOf(st.Mode())
+}
+
+// kindOf puts a type of file into a word.
+func kindOf(m fs.FileMode) string {
+	switch {
+	case m.IsDir():
 		return "dir"
-	case st.Mode().IsRegular():
+	case m.IsRegular():
 		return "file"
-	case st.Mode()&fs.ModeSocket != 0:
+	case m&fs.ModeSocket != 0:
 		return "socket"
+	case m&fs.ModeSymlink != 0:
+		return "link"
 	}
 	return "device"
 }
