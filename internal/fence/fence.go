@@ -50,6 +50,8 @@ const (
 )
 
 // RoleOf decides the role of a host from all claims of a system, oldest first.
+// Here and below claims need not be dense: numbers that somebody squats on are
+// passed over (package ledger).
 func RoleOf(claims []Claim, host dr.HostID) Role {
 	if len(claims) == 0 {
 		return RoleStandby

@@ -46,6 +46,9 @@ type Move struct {
 	Snapshot *dr.SnapshotID `json:"snapshot,omitempty"`
 	Why      string         `json:"why,omitempty"`
 	Created  time.Time      `json:"created"`
+	// Number is that of the record's tag. Numbers grow; those that somebody
+	// squats on are missing.
+	Number dr.Number `json:"-"`
 }
 
 // Open returns the move that is under way: the last record's, unless it is

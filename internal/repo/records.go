@@ -17,6 +17,11 @@ import (
 // listParallel is how many small manifests are read at a time.
 const listParallel = 8
 
+// ErrSquatted: the tag names, for good, something that is no record and counts
+// for nobody; or its number was given out once and its tag deleted. The next
+// number may be taken without asking again. It comes with dr.ErrHeld.
+var ErrSquatted = errors.New("the tag holds no record")
+
 // Record is a verified record of class e or w: sealed for this repository and
 // tag, and signed by an enrolled host.
 type Record struct {
@@ -30,10 +35,12 @@ type Record struct {
 }
 
 // PutRecord signs, seals and stores v, a JSON object whose member "host" is
-// this host's id, under a tag of class e or w, and reads it back. The same
-// record under the same tag succeeds again (invariant 8). Errors: dr.ErrHeld
-// when the tag holds something else, dr.ErrOutcomeUnknown when the answer was
-// lost: look at the records before trying again.
+// this host's id and whose "system" and "epoch" (class e) are the tag's, under
+// a tag of class e or w, and reads it back. The same record under the same tag
+// succeeds again (invariant 8). Errors: dr.ErrHeld when the tag holds something
+// else, together with ErrSquatted when that is no record and never will be;
+// dr.ErrOutcomeUnknown when the answer was lost: look at the records before
+// trying again.
 func (r *Repo) PutRecord(ctx context.Context, tag string, v any) error {
 	t, err := ParseTag(tag)
 	if err != nil || (t.Class != ClassEpoch && t.Class != ClassSwitch) {
@@ -42,6 +49,9 @@ func (r *Repo) PutRecord(ctx context.Context, tag string, v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("put record %s: %w", tag, err)
+	}
+	if err := fits(t, body); err != nil {
+		return fmt.Errorf("put record %s: %w: %w", tag, err, dr.ErrUsage)
 	}
 	if err := r.enrolForWriting(ctx); err != nil {
 		return fmt.Errorf("put record %s: %w", tag, err)
@@ -70,6 +80,8 @@ func (r *Repo) putSigned(ctx context.Context, t Tag, body []byte) error {
 	}
 	_, err = r.putRecordManifest(ctx, t, sealed)
 	switch {
+	case errors.Is(err, store.ErrTagRetired):
+		return fmt.Errorf("put record %s: %w: %w: %w", t, err, ErrSquatted, dr.ErrHeld)
 	case err == nil || errors.Is(err, store.ErrTagTaken):
 		return r.compareRecord(ctx, t, body)
 	case errors.Is(err, dr.ErrOutcomeUnknown):
@@ -93,19 +105,71 @@ func (r *Repo) signAndSeal(t Tag, body []byte) ([]byte, error) {
 }
 
 // compareRecord reads a record and returns nil when it is body by this host,
-// dr.ErrHeld when it is something else.
+// dr.ErrHeld when it is something else, with ErrSquatted when that is void.
 func (r *Repo) compareRecord(ctx context.Context, t Tag, body []byte) error {
-	host, have, _, err := r.openRecord(ctx, t)
-	switch {
-	case err == nil && host == r.HostID() && bytes.Equal(have, body):
+	host, have, digest, err := r.openRecord(ctx, t)
+	if err == nil && host == r.HostID() && bytes.Equal(have, body) {
 		return nil
+	}
+	if err == nil && t.Class != ClassHost {
+		err = r.counts(ctx, t, host, have, digest)
+	}
+	switch {
 	case err == nil:
 		return fmt.Errorf("put record %s: the tag holds another record, by host %s: %w", t, host.Short(), dr.ErrHeld)
+	case r.void(err):
+		return fmt.Errorf("put record %s: %w: %w: %w", t, ErrSquatted, err, dr.ErrHeld)
 	case errors.Is(err, dr.ErrTampered):
-		return fmt.Errorf("put record %s: the tag holds something that does not verify: %w: %w", t, err, dr.ErrHeld)
+		return fmt.Errorf("put record %s: the tag holds something that cannot be read, which may be a record; restore the registry's data, or have an operator delete the tag if that cannot be done: %w: %w", t, err, dr.ErrHeld)
 	default:
 		return fmt.Errorf("put record %s: it was sent and could not be read back: %w: %w", t, err, dr.ErrOutcomeUnknown)
 	}
+}
+
+// counts decides, by what the host records say now, whether what openRecord has
+// opened is a record. The error wraps dr.ErrTampered, or is the store's.
+func (r *Repo) counts(ctx context.Context, t Tag, host dr.HostID, body []byte, digest string) error {
+	// A host enrols before it writes: whoever is not in the book after the record
+	// was read had not enrolled when it was written.
+	if err := r.hosts.load(ctx); err != nil {
+		return err
+	}
+	if err := r.hosts.trusts(ctx, host, dr.SnapshotID{}, t.String(), digest); err != nil {
+		return err
+	}
+	return fits(t, body)
+}
+
+// void reports whether what a tag names counts for nobody, now and later: the
+// bytes are those that the tag names, every key that the repository has was
+// tried, and they are no record of this repository, this tag and an enrolled
+// host. Bytes that do not fit their digest may have been one: they are damaged,
+// not void.
+func (r *Repo) void(err error) bool {
+	if errors.Is(err, store.ErrDigestMismatch) {
+		return false
+	}
+	if errors.Is(err, seal.ErrGeneration) && len(r.opts.Identities) == 0 && r.opts.Passphrase == nil {
+		return false // made by Create: it does not see newer keys
+	}
+	return errors.Is(err, dr.ErrTampered) || errors.Is(err, store.ErrTooLarge)
+}
+
+// fits checks that what a record of class e or w says agrees with its tag. It
+// does not look at the format: a claim made by a later version fences too. The
+// error wraps dr.ErrTampered.
+func fits(t Tag, body []byte) error {
+	var says struct {
+		System dr.System `json:"system"`
+		Epoch  dr.Epoch  `json:"epoch"`
+	}
+	if err := json.Unmarshal(body, &says); err != nil {
+		return tampered("not a record: %v", err)
+	}
+	if says.System != t.System || (t.Class == ClassEpoch && dr.Number(says.Epoch) != t.Number) {
+		return tampered("it says to be of system %q, epoch %d", says.System, says.Epoch)
+	}
+	return nil
 }
 
 // openRecord reads a record, opens it and checks its signature. Whether the
@@ -148,6 +212,9 @@ func (r *Repo) record(ctx context.Context, t Tag) (*Record, error) {
 		return nil, err
 	}
 	if err := r.hosts.trusts(ctx, host, dr.SnapshotID{}, t.String(), digest); err != nil {
+		return nil, err
+	}
+	if err := fits(t, body); err != nil {
 		return nil, err
 	}
 	return &Record{Tag: t.String(), Number: t.Number, Host: host, Body: body, digest: digest}, nil

@@ -36,8 +36,15 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := r.PutRecord(t.Context(), "e.shop.1", claim(r, 7, nil)); !errors.Is(err, dr.ErrHeld) {
+	elsewhere := claim(r, 1, nil)
+	elsewhere.Site = "elsewhere"
+	if err := r.PutRecord(t.Context(), "e.shop.1", elsewhere); !errors.Is(err, dr.ErrHeld) || errors.Is(err, repo.ErrSquatted) {
 		t.Errorf("another record under the tag: %v", err)
+	}
+	for tag, c := range map[string]fence.Claim{"e.shop.2": claim(r, 7, nil), "e.blog.1": claim(r, 1, nil), "w.blog.1": claim(r, 1, nil)} {
+		if err := r.PutRecord(t.Context(), tag, c); !errors.Is(err, dr.ErrUsage) {
+			t.Errorf("a record under the tag %s of another: %v", tag, err)
+		}
 	}
 	if err := other.PutRecord(t.Context(), "e.shop.1", claim(other, 1, nil)); !errors.Is(err, dr.ErrHeld) {
 		t.Errorf("another host's record under the tag: %v", err)
@@ -267,7 +274,12 @@ func TestHosts(t *testing.T) {
 	mustSnapshot(t, main, "shop", nil, units)
 	kept := mustSnapshot(t, bad, "blog", nil, content(2, 10))
 	doubted := mustSnapshot(t, bad, "blog", nil, content(3, 10))
-	if err := bad.PutRecord(t.Context(), "e.blog.1", claim(bad, 1, nil)); err != nil {
+	ofBlog := func(n dr.Epoch) fence.Claim {
+		c := claim(bad, n, nil)
+		c.System = "blog"
+		return c
+	}
+	if err := bad.PutRecord(t.Context(), "e.blog.1", ofBlog(1)); err != nil {
 		t.Fatal(err)
 	}
 	hosts, err := main.Hosts(t.Context())
@@ -288,11 +300,11 @@ func TestHosts(t *testing.T) {
 	if _, err := bad.NewWriter(t.Context(), repo.WriterOptions{System: "blog"}); !errors.Is(err, repo.ErrRevoked) {
 		t.Errorf("a revoked host writes: %v", err)
 	}
-	if err := bad.PutRecord(t.Context(), "e.blog.2", claim(bad, 2, nil)); !errors.Is(err, repo.ErrRevoked) {
+	if err := bad.PutRecord(t.Context(), "e.blog.2", ofBlog(2)); !errors.Is(err, repo.ErrRevoked) {
 		t.Errorf("a revoked host claims: %v", err)
 	}
 	// Software that does not ask whether it is revoked.
-	if err := bad.PutRecordRaw(t.Context(), "e.blog.2", mustJSON(t, claim(bad, 2, nil))); err != nil {
+	if err := bad.PutRecordRaw(t.Context(), "e.blog.2", mustJSON(t, ofBlog(2))); err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range []*repo.Repo{main, b.Host("fresh")} {
@@ -365,3 +377,87 @@ func mustJSON(t testing.TB, v any) []byte {
 	}
 	return b
 }
+
+// What stands under a tag and is no record is told apart from what may be one:
+// only the first may be passed over.
+func TestSquattedRecord(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	main, other := b.Host("main"), b.Host("other")
+	if err := other.PutRecord(t.Context(), "e.shop.1", claim(other, 1, nil)); err != nil {
+		t.Fatal(err)
+	}
+	first, err := b.Store.GetManifest(t.Context(), "e.shop.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(tag string) error {
+		t.Helper()
+		n, err := repo.ParseTag(tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return main.PutRecord(t.Context(), tag, claim(main, dr.Epoch(n.Number), nil))
+	}
+	want := func(what, tag string, squatted bool) {
+		t.Helper()
+		if err := put(tag); !errors.Is(err, dr.ErrHeld) || errors.Is(err, repo.ErrSquatted) != squatted {
+			t.Errorf("%s: %v, squatted should be %v", what, err, squatted)
+		}
+	}
+	want("a record", "e.shop.1", false)
+	if _, err := b.Store.PutManifest(t.Context(), "e.shop.2", first.MediaType, first.Body); err != nil {
+		t.Fatal(err)
+	}
+	want("a replay", "e.shop.2", true)
+	if _, err := b.Store.PutManifest(t.Context(), "e.shop.3", first.MediaType, []byte(`{"schemaVersion":2,"config":`+emptyJSON+`,"layers":[]}`)); err != nil {
+		t.Fatal(err)
+	}
+	want("garbage", "e.shop.3", true)
+	stranger := b.Host("stranger")
+	if err := stranger.PutRecordRaw(t.Context(), "e.shop.4", mustJSON(t, claim(stranger, 4, nil))); err != nil {
+		t.Fatal(err)
+	}
+	want("a record of a host that is not enrolled", "e.shop.4", true)
+	if err := other.PutRecordRaw(t.Context(), "e.shop.5", mustJSON(t, claim(other, 9, nil))); err != nil {
+		t.Fatal(err)
+	}
+	want("a record that speaks of another epoch", "e.shop.5", true)
+	if err := other.PutRecord(t.Context(), "e.shop.6", claim(other, 6, nil)); err != nil {
+		t.Fatal(err)
+	}
+	for _, damage := range []struct {
+		what string
+		err  error
+		want error
+	}{
+		{"damaged bytes", store.ErrDigestMismatch, dr.ErrHeld},
+		{"bytes that are not there yet", store.ErrNotFound, dr.ErrOutcomeUnknown},
+		{"no answer", store.ErrUnreachable, dr.ErrOutcomeUnknown},
+	} {
+		r := b.HostOn("main", faults.New(t, b.Store, faults.Fault{Op: faults.GetManifest, Arg: "e.shop.6", Kind: faults.Before, Err: damage.err}))
+		if err := r.PutRecord(t.Context(), "e.shop.6", claim(r, 6, nil)); !errors.Is(err, damage.want) || errors.Is(err, repo.ErrSquatted) {
+			t.Errorf("%s: %v", damage.what, err)
+		}
+	}
+	// Its number was given out and the tag deleted: it is nobody's.
+	r := b.HostOn("main", faults.New(t, b.Store, faults.Fault{Op: faults.PutManifest, Arg: "e.shop.7", Kind: faults.Before, Err: store.ErrTagRetired}))
+	if err := r.PutRecord(t.Context(), "e.shop.7", claim(r, 7, nil)); !errors.Is(err, repo.ErrSquatted) {
+		t.Errorf("a retired number: %v", err)
+	}
+	recs, err := main.ListRecords(t.Context(), "e.shop.")
+	if err != nil || len(recs) != 2 || recs[0].Number != 1 || recs[1].Number != 6 {
+		t.Errorf("records %v, %v; want 1 and 6", recs, err)
+	}
+	problems, err := main.Check(t.Context())
+	if err != nil || len(problems) != 4 {
+		t.Fatalf("problems %v, %v", problems, err)
+	}
+	for _, p := range problems {
+		if !p.Foreign() {
+			t.Errorf("%v is not foreign", p)
+		}
+	}
+}
+
+const emptyJSON = `{"mediaType":"application/vnd.oci.empty.v1+json","digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","size":2}`

@@ -1,12 +1,14 @@
 package repo
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/store"
 )
 
 // Class is the first part of a tag; it says what the tag names (docs/format.md,
@@ -120,6 +122,22 @@ type Problem struct {
 	// Snapshot is set where a snapshot cannot be restored whole because of it.
 	Snapshot dr.SnapshotID
 	Err      error
+}
+
+// Foreign reports whether the problem is only that a tag names something that is
+// not Lifeboat's, or not of a host that may write: what somebody with a login to
+// the registry can put there at any time. It takes nothing from any snapshot.
+// Damage of what Lifeboat stored is not foreign.
+func (p Problem) Foreign() bool {
+	switch {
+	case p.Tag == "" || p.Blob != "" || !p.Snapshot.IsZero():
+		return false
+	case strings.HasSuffix(p.Tag, "*"): // the registry as a whole was set back
+		return false
+	case errors.Is(p.Err, store.ErrDigestMismatch):
+		return false
+	}
+	return errors.Is(p.Err, dr.ErrTampered) || errors.Is(p.Err, store.ErrTooLarge)
 }
 
 // String says all of it in one line.

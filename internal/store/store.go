@@ -33,6 +33,10 @@ var (
 	// ErrTagTaken: the tag exists and names another digest, or its number was
 	// used before. Nothing was changed (invariant 11).
 	ErrTagTaken = errors.New("tag already taken")
+	// ErrTagRetired: the number of the tag was used, and its tag was deleted since:
+	// it names nothing and never will again. It wraps ErrTagTaken. Only a registry
+	// that keeps tags immutable knows; others give the number out again.
+	ErrTagRetired = fmt.Errorf("tag was used and deleted: %w", ErrTagTaken)
 	// ErrUnauthorized: no credentials, or wrong ones.
 	ErrUnauthorized = errors.New("not logged in, or wrong credentials")
 	// ErrForbidden: the credentials are right but their access role does not

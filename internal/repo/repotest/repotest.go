@@ -5,11 +5,16 @@
 package repotest
 
 import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"filippo.io/age"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"lifeboat/internal/repo"
 	"lifeboat/internal/seal"
@@ -76,6 +81,71 @@ func (b *Bed) Options(name string) repo.OpenOptions {
 		},
 		Identities: []age.Identity{b.Identity}, Host: key, HostName: name,
 	}
+}
+
+// Forge stores body, a JSON object whose member "host" is the id of the host with that
+// key (Options gives it), as a record under a tag of class e or w, signed and sealed as it
+// should be and without any of the checks: what altered software does that
+// holds the repository's key. It may be called from several goroutines.
+func (b *Bed) Forge(ctx context.Context, key *repo.HostKey, tag string, body []byte) error {
+	ring, err := b.ring(ctx)
+	if err != nil {
+		return err
+	}
+	signed, err := key.Sign(ring.Repo(), tag, body)
+	if err != nil {
+		return err
+	}
+	sealed, err := ring.SealRecord(tag, signed)
+	if err != nil {
+		return err
+	}
+	t, err := repo.ParseTag(tag)
+	if err != nil {
+		return err
+	}
+	class := map[repo.Class]string{repo.ClassEpoch: "epoch", repo.ClassSwitch: "switch"}[t.Class]
+	empty := ocispec.DescriptorEmptyJSON
+	empty.Data = nil
+	m := ocispec.Manifest{
+		MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/vnd.lifeboat." + class + ".v1",
+		Config: empty, Layers: []ocispec.Descriptor{empty},
+		Annotations: map[string]string{recordAnnotation: base64.StdEncoding.EncodeToString(sealed)},
+	}
+	m.SchemaVersion = 2
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = b.Store.PutManifest(ctx, tag, ocispec.MediaTypeImageManifest, raw)
+	return err
+}
+
+const recordAnnotation = "dev.lifeboat.record" // docs/format.md, Records
+
+// ring opens the first key record.
+func (b *Bed) ring(ctx context.Context) (*seal.Ring, error) {
+	m, err := b.Store.GetManifest(ctx, "key.1")
+	if err != nil {
+		return nil, err
+	}
+	var d ocispec.Manifest
+	if err := json.Unmarshal(m.Body, &d); err != nil {
+		return nil, err
+	}
+	raw, err := base64.StdEncoding.DecodeString(d.Annotations[recordAnnotation])
+	if err != nil {
+		return nil, err
+	}
+	k, err := seal.ParseKeyRecord(raw)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := k.Open([]age.Identity{b.Identity}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open key record: %w", err)
+	}
+	return seal.NewRing(secret), nil
 }
 
 // Host opens the repository as the host of that name, and closes it when the

@@ -104,7 +104,7 @@ func (c *client) sendManifest(ctx context.Context, tag, mediaType string, d dige
 	var r *response
 	switch {
 	case errors.As(refusal, &r) && r.reason == reasonRetired:
-		return fmt.Errorf("%w: %w", refusal, store.ErrTagTaken)
+		return fmt.Errorf("%w: %w", refusal, store.ErrTagRetired)
 	case resp.StatusCode >= 500 || !definite(refusal):
 		return c.settle(ctx, tag, d, refusal)
 	}
