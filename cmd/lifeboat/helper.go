@@ -16,6 +16,7 @@ import (
 	"lifeboat/internal/engine"
 	"lifeboat/internal/engine/helper"
 	"lifeboat/internal/kit"
+	"lifeboat/internal/ui"
 )
 
 // envHelperPassphrase carries a passphrase to a helper; it is set by the helper
@@ -97,7 +98,45 @@ func (a *app) viaHelper(ctx context.Context) (code int, helped bool, err error) 
 		job.Env[k] = v
 	}
 	code, err = helper.Run(ctx, e, job, a.out, a.err)
+	if errors.Is(err, engine.ErrNotAllowed) && !errors.Is(err, dr.ErrOutcomeUnknown) {
+		err = a.notHelped(e.Host(), host.Reason, err)
+	}
 	return code, true, err
+}
+
+// notHelped says what to do where neither the files can be reached nor a helper
+// be started. The degraded mode is never chosen without being asked for.
+func (a *app) notHelped(engineHost, reason string, err error) error {
+	next := []string{
+		"run this command as root on the engine's host",
+		"or let the engine at " + location(engineHost) + " start the helper: its socket proxy or authorization plugin must allow a container of the image lifeboat-helper with the host's root directory, process ids and network",
+	}
+	if len(a.args) > 0 && (a.args[0] == "snapshot" || a.args[0] == "failover") {
+		next = append(next, "or add --degraded: the engine's archive API then gives or takes the files; it loses "+degradedLoses(a.args[0])+", and the exit code is 3")
+	}
+	return ui.Explained{
+		What:  fmt.Sprintf("the files of the engine's host cannot be reached (%s), and the engine refused the helper container that would: %v", reason, err),
+		State: "nothing was done",
+		Next:  next, Err: err,
+	}
+}
+
+func degradedLoses(command string) string {
+	if command == "failover" {
+		return "deletions of image files, holes and sockets"
+	}
+	return "fractions of a second, extended attributes, access lists, holes and sockets, and the system is paused for as long as all its data takes to be read"
+}
+
+// degrade decides whether a command that was called with --degraded works
+// through the engine's archive API; where the files can be reached there is no
+// need to.
+func (a *app) degrade(w *world, asked bool) bool {
+	if asked && w.host.Local {
+		a.UI().Note("the files of the engine's host can be reached: nothing needs to be degraded")
+		return false
+	}
+	return asked
 }
 
 // helperResult turns a helper's exit code into this command's: the helper has

@@ -15,6 +15,7 @@ import (
 func newProtectCmd(a *app) *cobra.Command {
 	var project string
 	var containers, exclude []string
+	var degraded bool
 	cmd := &cobra.Command{
 		Use:     "protect SYSTEM",
 		GroupID: groupProtect,
@@ -31,12 +32,13 @@ of a system that is declared already.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeSystems,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.runProtect(cmd.Context(), args[0], project, containers, exclude)
+			return a.runProtect(cmd.Context(), args[0], project, containers, exclude, degraded)
 		},
 	}
 	cmd.Flags().StringVar(&project, "project", "", "Compose `PROJECT` that makes the system")
 	cmd.Flags().StringArrayVar(&containers, "container", nil, "`CONTAINER` of the system (repeatable)")
 	cmd.Flags().StringArrayVar(&exclude, "exclude", nil, "leave out volume:NAME, bind:/PATH or layer:CONTAINER (repeatable)")
+	cmd.Flags().BoolVar(&degraded, "degraded", false, "report what snapshot --degraded would capture")
 	return cmd
 }
 
@@ -49,7 +51,7 @@ type protectAnswer struct {
 	Coverage   []dr.CoverageItem `json:"coverage"`
 }
 
-func (a *app) runProtect(ctx context.Context, name, project string, containers, exclude []string) error {
+func (a *app) runProtect(ctx context.Context, name, project string, containers, exclude []string, degraded bool) error {
 	sysName, err := dr.ParseSystem(name)
 	if err != nil {
 		return err
@@ -84,7 +86,12 @@ func (a *app) runProtect(ctx context.Context, name, project string, containers, 
 		return err
 	}
 	defer w.close()
-	found, err := w.engine.Discover(ctx, a.selector(w, sys))
+	sel := a.selector(w, sys)
+	sel.Archive = a.degrade(w, degraded)
+	if !w.host.Local && !sel.Archive {
+		a.UI().Note("the files of the engine's host cannot be reached from here (%s): snapshots are taken by a helper container; where the engine allows none, see protect --degraded", w.host.Reason)
+	}
+	found, err := w.engine.Discover(ctx, sel)
 	if err != nil {
 		return err
 	}
@@ -97,7 +104,7 @@ func (a *app) runProtect(ctx context.Context, name, project string, containers, 
 	for _, c := range found.Containers {
 		ans.Containers = append(ans.Containers, c.Name)
 	}
-	return a.UI().Answer(ans, protectView(found, sys), ui.Text(protectNext(found, sysName, added, cfg.Path)))
+	return a.UI().Answer(ans, protectView(found, sys), ui.Text(protectNext(found, sysName, added, cfg.Path)+again(sel.Archive)))
 }
 
 func protectView(found *engine.System, sys config.System) ui.View {

@@ -21,7 +21,7 @@ import (
 )
 
 func newSnapshotCmd(a *app) *cobra.Command {
-	var all, divergent bool
+	var all, divergent, degraded bool
 	cmd := &cobra.Command{
 		Use:     "snapshot SYSTEM",
 		GroupID: groupProtect,
@@ -32,7 +32,11 @@ only while what changed since the pre-copy is secured, at most freeze_max.
 
 If this site does not hold the system's epoch (a failover happened elsewhere)
 nothing is done and the exit code is 13. --divergent keeps what this site holds
-all the same, off the system's line of snapshots.`,
+all the same, off the system's line of snapshots.
+
+--degraded is for an engine whose host cannot be reached and that allows no
+helper container: all is read through the engine's archive API. That loses some
+of the metadata, which the coverage report names; the exit code is then 3.`,
 		Example: `  lifeboat snapshot shop
   lifeboat snapshot --all
   lifeboat snapshot shop --json | jq .bytes_sent`,
@@ -46,17 +50,20 @@ all the same, off the system's line of snapshots.`,
 			if all == (len(args) == 1) {
 				return fmt.Errorf("name one system, or pass --all: %w", dr.ErrUsage)
 			}
-			if code, helped, err := a.viaHelper(cmd.Context()); helped {
-				return helperResult(code, err)
+			if !degraded {
+				if code, helped, err := a.viaHelper(cmd.Context()); helped {
+					return helperResult(code, err)
+				}
 			}
 			if all {
-				return a.snapshotAll(cmd.Context(), kind)
+				return a.snapshotAll(cmd.Context(), kind, degraded)
 			}
-			return a.snapshotOne(cmd.Context(), args[0], kind)
+			return a.snapshotOne(cmd.Context(), args[0], kind, degraded)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "every system of the configuration, one after the other")
 	cmd.Flags().BoolVar(&divergent, "divergent", false, "keep what this site holds, off the line of snapshots")
+	cmd.Flags().BoolVar(&degraded, "degraded", false, "read through the engine's archive API where nothing else is possible")
 	return cmd
 }
 
@@ -77,25 +84,40 @@ type snapshotAnswer struct {
 	Coverage     []dr.CoverageItem `json:"coverage"`
 }
 
-func (a *app) snapshotOne(ctx context.Context, name string, kind dr.Kind) error {
+func (a *app) snapshotOne(ctx context.Context, name string, kind dr.Kind, degraded bool) error {
 	w, err := a.open(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer w.close()
+	w.degraded = a.degrade(w, degraded)
 	ans, err := a.takeSnapshot(ctx, w, name, kind)
 	if err != nil {
 		return err
 	}
-	return a.UI().Answer(ans, snapshotView(ans), coverageGaps(ans.Coverage))
+	if err := a.UI().Answer(ans, snapshotView(ans), coverageGaps(ans.Coverage)); err != nil || !w.degraded {
+		return err
+	}
+	return errDegradedSnapshot()
 }
 
-func (a *app) snapshotAll(ctx context.Context, kind dr.Kind) error {
+// errDegradedSnapshot ends a command whose snapshots keep less than usual.
+func errDegradedSnapshot() error {
+	return ui.Explained{
+		What:  "taken in degraded mode: the coverage report says what is not kept",
+		State: "the snapshot is stored, the system runs",
+		Next:  []string{"run as root on the engine's host, or allow the helper container, for snapshots that keep everything"},
+		Err:   dr.ErrPartial,
+	}
+}
+
+func (a *app) snapshotAll(ctx context.Context, kind dr.Kind, degraded bool) error {
 	w, err := a.open(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer w.close()
+	w.degraded = a.degrade(w, degraded)
 	if len(w.cfg.Systems) == 0 {
 		return ui.Explained{What: "no system is protected here", State: "nothing was done", Next: []string{"lifeboat protect SYSTEM --project PROJECT"}, Err: dr.ErrNotFound}
 	}
@@ -125,8 +147,11 @@ func (a *app) snapshotAll(ctx context.Context, kind dr.Kind) error {
 	if err := a.UI().Answer(ans, views...); err != nil {
 		return err
 	}
-	if len(errs) > 0 && len(ans.Snapshots) > 0 && ctx.Err() == nil {
+	switch {
+	case len(errs) > 0 && len(ans.Snapshots) > 0 && ctx.Err() == nil:
 		errs = append(errs, dr.ErrPartial)
+	case len(errs) == 0 && w.degraded:
+		return errDegradedSnapshot()
 	}
 	return errors.Join(errs...)
 }
@@ -154,10 +179,11 @@ func (a *app) takeSnapshot(ctx context.Context, w *world, name string, kind dr.K
 	res, err := capture.Run(ctx, w.captureDeps(a), capture.Options{
 		System: sysName, Site: w.site, Selector: a.selector(w, sys), Kind: kind,
 		FreezeMax: w.cfg.FreezeMax, SecureBytes: w.cfg.SecureBuffer, Exclude: excludes(sys.Exclude), Progress: p,
+		Degraded: w.degraded,
 	})
 	p.end(err)
 	if err != nil {
-		return nil, explainSnapshot(name, err)
+		return nil, explainSnapshot(name, w.degraded, err)
 	}
 	s := res.Snapshot
 	return &snapshotAnswer{
@@ -198,7 +224,7 @@ func (a *app) sweep(ctx context.Context, w *world) error {
 	return err
 }
 
-func explainSnapshot(name string, err error) error {
+func explainSnapshot(name string, degraded bool, err error) error {
 	switch {
 	case errors.Is(err, dr.ErrFenced):
 		return ui.Explained{
@@ -208,10 +234,17 @@ func explainSnapshot(name string, err error) error {
 	case errors.Is(err, freeze.ErrFreezeMax), errors.Is(err, freeze.ErrFreezeBroken):
 		return ui.Explained{
 			What: err.Error(), State: "the system runs, no snapshot was made",
-			Next: []string{"lifeboat snapshot " + name + "  (again, when there is less load)", "raise freeze_max or secure_buffer in the configuration"}, Err: err,
+			Next: []string{"lifeboat snapshot " + name + again(degraded) + "  (again, when there is less load)", "raise freeze_max or secure_buffer in the configuration"}, Err: err,
 		}
 	}
 	return err
+}
+
+func again(degraded bool) string {
+	if degraded {
+		return " --degraded"
+	}
+	return ""
 }
 
 func snapshotView(s *snapshotAnswer) ui.View {

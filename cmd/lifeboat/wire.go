@@ -59,6 +59,8 @@ type world struct {
 	host   engine.HostFS
 	state  *site.State
 	site   dr.Site
+	// degraded: trees go through the engine's archive API (--degraded).
+	degraded bool
 }
 
 func (w *world) close() {

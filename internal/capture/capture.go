@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"lifeboat/internal/archive"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
 	"lifeboat/internal/fence"
@@ -30,6 +31,8 @@ type Engine interface {
 	HostFS(ctx context.Context) (engine.HostFS, error)
 	Discover(ctx context.Context, sel engine.Selector) (*engine.System, error)
 	SaveImage(ctx context.Context, id string) (io.ReadCloser, error)
+	// ReadArchive and Changes serve where the host's files cannot be reached.
+	archive.Source
 	// Pause, Unpause and Paused serve where no freezer cgroup can be reached.
 	Pause(ctx context.Context, id string) error
 	Unpause(ctx context.Context, id string) error
@@ -72,6 +75,9 @@ type Options struct {
 	WasRunning map[string]engine.RestartPolicy
 	// Exclude is what is not captured.
 	Exclude []Exclude
+	// Degraded reads the trees through the engine's archive API, which keeps less
+	// of them (ADR 8); the host's files are not touched.
+	Degraded bool
 	// Progress is told of the phases; may be nil.
 	Progress Progress
 	// Hook is called at named points of the run in tests (kill matrix); may be nil.
@@ -160,6 +166,10 @@ func Run(ctx context.Context, d Deps, o Options) (*Result, error) {
 	var last error
 	for range attempts {
 		r := &run{deps: d, opts: o, sysDir: sysDir}
+		r.access = &files{run: r}
+		if o.Degraded {
+			r.access = &archives{run: r}
+		}
 		res, err := r.do(ctx)
 		r.close()
 		if err == nil {
@@ -186,6 +196,7 @@ type run struct {
 	system  *engine.System
 	bringup *site.Bringup
 	writer  *repo.Writer
+	access  access
 	trees   []*captured
 	images  []dr.Image
 	files   []dr.ProjectFile
@@ -264,6 +275,7 @@ func (r *run) discover(ctx context.Context) error {
 // look describes the system as it is now, with the extra trees.
 func (r *run) look(ctx context.Context) (*engine.System, error) {
 	sys := &engine.System{}
+	r.opts.Selector.Archive = r.opts.Degraded
 	if r.opts.Selector.Project != "" || len(r.opts.Selector.Containers) > 0 {
 		var err error
 		if sys, err = r.deps.Engine.Discover(ctx, r.opts.Selector); err != nil {

@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"lifeboat/internal/cut"
 	"lifeboat/internal/dr"
@@ -13,24 +14,25 @@ import (
 // captureImages stores the images that the parent snapshot does not have. An
 // image is immutable, so what the parent records under the same id is taken over.
 func (r *run) captureImages(ctx context.Context) error {
-	known := map[string]dr.Image{}
-	if r.proot != nil {
-		for _, im := range r.proot.Images {
-			known[im.ConfigDigest+" "+im.ID] = im
-		}
-	}
+	var total int64
 	for _, im := range r.system.Images {
-		if old, ok := known[im.ConfigDigest+" "+im.ID]; ok {
+		old, ok, err := r.knownImage(ctx, im)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", name(im), err)
+		}
+		if ok {
 			reused, err := r.reuseImage(ctx, old)
 			if err != nil {
 				return fmt.Errorf("image %s: %w", name(im), err)
 			}
 			if reused {
-				old.Tags, old.Digests = im.Tags, im.Digests
+				old.ID, old.Tags, old.Digests = im.ID, im.Tags, im.Digests
 				r.images = append(r.images, old)
 				continue
 			}
 		}
+		total += im.Size
+		r.opts.Progress.Expect(total)
 		rec, err := r.captureImage(ctx, im)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", name(im), err)
@@ -38,6 +40,30 @@ func (r *run) captureImages(ctx context.Context) error {
 		r.images = append(r.images, rec)
 	}
 	return nil
+}
+
+// knownImage finds what the parent snapshot has of an image: under the id that
+// the engine gives it, or as what this engine makes of an image that was brought
+// up here from an engine with another kind of store.
+func (r *run) knownImage(ctx context.Context, im engine.Image) (dr.Image, bool, error) {
+	if r.proot == nil {
+		return dr.Image{}, false, nil
+	}
+	for _, old := range r.proot.Images {
+		if old.ID == im.ID && old.ConfigDigest == im.ConfigDigest {
+			return old, true, nil
+		}
+	}
+	for _, old := range r.proot.Images {
+		rec, err := layer.Decode(ctx, r.preader, old.Record)
+		if err != nil {
+			return dr.Image{}, false, err
+		}
+		if h, err := layer.HandoverTo(rec, r.system.Engine.ContainerdStore); err == nil && string(h.EngineID) == im.ID {
+			return old, true, nil
+		}
+	}
+	return dr.Image{}, false, nil
 }
 
 func name(im engine.Image) string {
@@ -93,7 +119,7 @@ func (r *run) captureImage(ctx context.Context, im engine.Image) (dr.Image, erro
 	}
 	defer archive.Close()
 	cutter := cut.New(r.deps.Repo.CutKey())
-	got, err := layer.Capture(ctx, archive, layer.CaptureOptions{
+	got, err := layer.Capture(ctx, counting{archive, r.opts.Progress}, layer.CaptureOptions{
 		Want: []layer.Digest{want}, Sink: r.writer, Cutter: cutter,
 		Platform: layer.Platform{OS: im.OS, Arch: im.Arch, Variant: im.Variant},
 	})
@@ -111,9 +137,20 @@ func (r *run) captureImage(ctx context.Context, im engine.Image) (dr.Image, erro
 	if err != nil {
 		return out, err
 	}
-	r.opts.Progress.Bytes(rec.Bytes())
 	return dr.Image{
 		ID: im.ID, ConfigDigest: string(rec.Config.Digest), Tags: im.Tags, Digests: im.Digests,
 		OS: im.OS, Arch: im.Arch, Variant: im.Variant, Record: refs, Bytes: rec.Bytes(),
 	}, nil
+}
+
+// counting tells of the bytes that are read through it.
+type counting struct {
+	io.Reader
+	to Progress
+}
+
+func (c counting) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	c.to.Bytes(int64(n))
+	return n, err
 }

@@ -20,9 +20,83 @@ type captured struct {
 	key     string // at this site
 	kind    dr.TreeKind
 	exclude []string
-	capture *tree.Capture
+	capture passes
 	result  dr.Tree
 }
+
+// passes are how a tree is captured: while everything runs, while everything
+// stands still, and after it (package tree, package archive).
+type passes interface {
+	Precopy(ctx context.Context) error
+	Secure(ctx context.Context) error
+	Finish(ctx context.Context) (dr.Tree, error)
+	CommitCache() error
+	Close() error
+}
+
+// access is how a run reaches a system: the files of the engine's host, or the
+// engine's archive API (archive.go).
+type access interface {
+	// open lists the trees to capture. Nothing is read yet; what is given is to
+	// be closed, also beside an error.
+	open(sys *engine.System) ([]*captured, error)
+	// host is where the freezers of containers are looked for; nil where only
+	// the engine can stop them.
+	host() (*freeze.Host, error)
+	// frozen is told when everything stands still, before the trees are secured.
+	frozen(set *freeze.Set) error
+	// slow says what helps against a freeze that took too long.
+	slow() string
+}
+
+// files is access to the files of the engine's host.
+type files struct {
+	run   *run
+	trees []*tree.Capture
+}
+
+func (f *files) open(sys *engine.System) ([]*captured, error) {
+	r := f.run
+	srcs, err := sources(sys, r.opts.Exclude)
+	if err != nil {
+		return nil, err
+	}
+	budget := tree.NewBudget(r.opts.SecureBytes)
+	var out []*captured
+	for _, s := range srcs {
+		c, err := tree.NewCapture(tree.CaptureOptions{
+			Root: s.path, Overlay: s.overlay, Key: s.key,
+			StateDir: r.sysDir, Exclude: s.exclude, CutKey: r.deps.Repo.CutKey(), UnitID: r.deps.Repo.UnitID,
+			Sink: r.writer, Budget: budget, Progress: r.opts.Progress.Bytes,
+		})
+		if err != nil {
+			return out, fmt.Errorf("tree %s: %w", s.key, err)
+		}
+		f.trees = append(f.trees, c)
+		out = append(out, &captured{key: s.key, kind: s.kind, exclude: s.exclude, capture: c})
+	}
+	return out, nil
+}
+
+func (f *files) host() (*freeze.Host, error) { return freeze.OpenHost("/proc", "") }
+
+// frozen finds what processes may change through shared maps without a trace.
+func (f *files) frozen(set *freeze.Set) error {
+	pids, err := set.Pids()
+	if err != nil {
+		return err
+	}
+	mapped, err := tree.MappedShared(pids)
+	if err != nil {
+		return fmt.Errorf("files mapped by the system: %w", err)
+	}
+	for _, t := range f.trees {
+		t.AddMapped(mapped)
+	}
+	return nil
+}
+
+func (f *files) slow() string { return "raise freeze_max, or give secure_buffer more memory" }
 
 // source is where a tree lies on this host.
 type source struct {
@@ -78,24 +152,12 @@ func excludes(list []Exclude, key string) bool {
 
 // precopy reads every tree while the system runs.
 func (r *run) precopy(ctx context.Context) error {
-	srcs, err := sources(r.system, r.opts.Exclude)
-	if err != nil {
-		return err
-	}
 	if r.parent != nil {
 		r.opts.Progress.Expect(r.parent.BytesTotal)
 	}
-	budget := tree.NewBudget(r.opts.SecureBytes)
-	for _, s := range srcs {
-		c, err := tree.NewCapture(tree.CaptureOptions{
-			Root: s.path, Overlay: s.overlay, Key: s.key,
-			StateDir: r.sysDir, Exclude: s.exclude, CutKey: r.deps.Repo.CutKey(), UnitID: r.deps.Repo.UnitID,
-			Sink: r.writer, Budget: budget, Progress: r.opts.Progress.Bytes,
-		})
-		if err != nil {
-			return fmt.Errorf("tree %s: %w", s.key, err)
-		}
-		r.trees = append(r.trees, &captured{key: s.key, kind: s.kind, exclude: s.exclude, capture: c})
+	var err error
+	if r.trees, err = r.access.open(r.system); err != nil {
+		return err
 	}
 	for _, t := range r.trees {
 		if err := t.capture.Precopy(ctx); err != nil {
@@ -122,16 +184,8 @@ func (r *run) freezeAndSecure(ctx context.Context) error {
 		FreezeMax: r.opts.FreezeMax, StateDir: r.deps.State.Dir(), Logger: r.deps.Log,
 	}, func(ctx context.Context) error {
 		r.opts.Hook("frozen")
-		pids, err := set.Pids()
-		if err != nil {
+		if err := r.access.frozen(set); err != nil {
 			return err
-		}
-		mapped, err := tree.MappedShared(pids)
-		if err != nil {
-			return fmt.Errorf("files mapped by the system: %w", err)
-		}
-		for _, t := range r.trees {
-			t.capture.AddMapped(mapped)
 		}
 		g, ctx := errgroup.WithContext(ctx)
 		g.SetLimit(2)
@@ -147,7 +201,7 @@ func (r *run) freezeAndSecure(ctx context.Context) error {
 	})
 	if err != nil {
 		if errors.Is(err, freeze.ErrFreezeMax) {
-			return fmt.Errorf("%w; everything runs again, no snapshot was made; raise freeze_max, or give secure_buffer more memory", err)
+			return fmt.Errorf("%w; everything runs again, no snapshot was made; %s", err, r.access.slow())
 		}
 		return err
 	}
@@ -181,7 +235,7 @@ func sameContainers(a, b *engine.System) bool {
 }
 
 func (r *run) freezeSet() (*freeze.Set, error) {
-	host, err := freeze.OpenHost("/proc", "")
+	host, err := r.access.host()
 	if err != nil {
 		return nil, err
 	}
@@ -201,6 +255,9 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 		}
 		res.Key, res.Kind, res.Exclude = t.key, t.kind, t.exclude
 		t.result = res
+		if r.opts.Degraded {
+			r.degraded(t.key, res.Degraded)
+		}
 	}
 	if err := r.projectFiles(ctx); err != nil {
 		return nil, err

@@ -37,7 +37,7 @@ const (
 // Bounds of what the file may say.
 const (
 	MinFreezeMax    = 100 * time.Millisecond
-	MaxFreezeMax    = time.Minute
+	MaxFreezeMax    = time.Hour // the degraded mode reads all data while the system is paused
 	MinSecureBuffer = 1 << 20
 	MaxSecureBuffer = 16 << 30
 )

@@ -27,9 +27,9 @@ const (
 	ConsistentCrash Consistency = "crash"
 	// ConsistentStopped: no container of the system was running.
 	ConsistentStopped Consistency = "stopped"
-	// ConsistentNone: the degraded mode without access to the host's files;
-	// trees were read one after the other through the engine's archive API
-	// while the containers were paused one after the other.
+	// ConsistentNone: the trees are of no common instant. Nothing writes this: the
+	// degraded mode pauses all containers while it reads, and is ConsistentCrash
+	// (ADR 8).
 	ConsistentNone Consistency = "none"
 )
 
@@ -212,8 +212,8 @@ type Tree struct {
 	// Exclude are paths inside the tree that were left out by the operator's
 	// choice; bringing the tree back does not touch them.
 	Exclude []string `json:"exclude,omitempty"`
-	// Degraded names what could not be kept in this tree ("archive API: no
-	// xattrs, nanoseconds, holes, deletions"); empty when nothing was lost.
+	// Degraded names what could not be kept in this tree (attributes of the host,
+	// what the engine's archive API does not give); empty when nothing was lost.
 	Degraded string `json:"degraded,omitempty"`
 }
 

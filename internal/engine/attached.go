@@ -37,7 +37,7 @@ func (e *Engine) RunAttached(ctx context.Context, r AttachedRun) (exit int, err 
 	what := "run container " + r.Name
 	id, err := e.createAttached(ctx, r)
 	if err != nil {
-		return 0, err
+		return 0, notAllowed(err)
 	}
 	// The engine removes it at its end; this is for when it never starts, for
 	// when the engine forgets, and for the end of ctx.
@@ -59,7 +59,7 @@ func (e *Engine) RunAttached(ctx context.Context, r AttachedRun) (exit int, err 
 	wait := e.cli.ContainerWait(waitCtx, id, client.ContainerWaitOptions{Condition: container.WaitConditionRemoved})
 	if err := e.Start(ctx, id); err != nil {
 		conn.Close()
-		return 0, err
+		return 0, notAllowed(err)
 	}
 	stdin := r.Stdin
 	if stdin == nil {

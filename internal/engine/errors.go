@@ -74,6 +74,18 @@ func taken(err error) bool {
 	return false
 }
 
+// ErrNotAllowed: the engine, or what stands between it and this process,
+// answered that a container or its image may not be made or started as asked.
+var ErrNotAllowed = errors.New("not allowed")
+
+func notAllowed(err error) error {
+	var api *apiError
+	if err != nil && (answered(err) || errors.As(err, &api)) {
+		return fmt.Errorf("%w: %w", err, ErrNotAllowed)
+	}
+	return err
+}
+
 // answered reports whether err is an answer of the engine rather than a failure
 // to get one.
 func answered(err error) bool {

@@ -388,7 +388,7 @@ func (e *Engine) ImportImage(ctx context.Context, rootfs io.Reader, ref string, 
 	repo, tag := splitRef(ref)
 	res, err := e.cli.ImageImport(ctx, client.ImageImportSource{Source: rootfs, SourceName: "-"}, repo, client.ImageImportOptions{Tag: tag, Changes: changes})
 	if err != nil {
-		return "", changed("import image "+ref, err)
+		return "", notAllowed(changed("import image "+ref, err))
 	}
 	defer res.Close()
 	id := ""
@@ -397,7 +397,7 @@ func (e *Engine) ImportImage(ctx context.Context, rootfs io.Reader, ref string, 
 			id = m.Status
 		}
 	}); err != nil {
-		return "", changed("import image "+ref, err)
+		return "", notAllowed(changed("import image "+ref, err))
 	}
 	if id == "" {
 		img, err := e.Image(ctx, ref)

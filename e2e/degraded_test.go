@@ -1,0 +1,315 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"lifeboat/lab"
+	"lifeboat/lab/systems"
+	"lifeboat/lab/treecmp"
+)
+
+// guest is somebody at a site who has the engine's API through a proxy with a
+// policy, and nothing else: no root, no files of the host.
+type guest struct {
+	r      *rig
+	site   *lab.Site
+	dir    string
+	binary string
+	socket string
+	policy *policy
+}
+
+const nobody = 65534
+
+// policy is what an authorization plugin or socket proxy may do.
+type policy struct {
+	open   []string // host paths below which bind mounts are allowed
+	engine http.Handler
+}
+
+func (p *policy) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if req.Method == http.MethodPost && strings.HasSuffix(req.URL.Path, "/containers/create") {
+		body, err := io.ReadAll(req.Body)
+		if err == nil {
+			err = p.check(body)
+		}
+		if err != nil {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintf(w, `{"message":"refused by the site's policy: %s"}`, err)
+			return
+		}
+		req.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	p.engine.ServeHTTP(w, req)
+}
+
+func (p *policy) check(body []byte) error {
+	var c struct {
+		HostConfig struct {
+			Privileged bool
+			PidMode    string
+			Binds      []string
+			Mounts     []struct{ Type, Source string }
+		}
+	}
+	if err := json.Unmarshal(body, &c); err != nil {
+		return errors.New("not understood")
+	}
+	if c.HostConfig.Privileged || c.HostConfig.PidMode == "host" {
+		return errors.New("host process ids")
+	}
+	var sources []string
+	for _, b := range c.HostConfig.Binds {
+		sources = append(sources, strings.SplitN(b, ":", 2)[0])
+	}
+	for _, m := range c.HostConfig.Mounts {
+		if m.Type == "bind" {
+			sources = append(sources, m.Source)
+		}
+	}
+	for _, s := range sources {
+		if filepath.IsAbs(s) && !slices.ContainsFunc(p.open, func(o string) bool { return s == o || strings.HasPrefix(s, o+"/") }) {
+			return fmt.Errorf("host path %s", s)
+		}
+	}
+	return nil
+}
+
+// newGuest lets somebody without rights use a site's engine through a proxy.
+func (r *rig) newGuest(s *lab.Site) *guest {
+	t := r.t
+	t.Helper()
+	g := &guest{r: r, site: s, dir: filepath.Join(r.lab.Dir(), "guest-"+s.Name)}
+	g.binary, g.socket = filepath.Join(g.dir, "lifeboat"), filepath.Join(g.dir, "engine.sock")
+	for _, d := range []string{g.dir, filepath.Join(g.dir, "docker")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for from, to := range map[string]string{
+		binary: g.binary, filepath.Join(s.Disk, "docker/config.json"): filepath.Join(g.dir, "docker/config.json"),
+		filepath.Join(s.Disk, "etc-lifeboat/key.txt"): filepath.Join(g.dir, "key.txt"),
+	} {
+		raw, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(to, raw, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.configure("")
+	err := filepath.WalkDir(g.dir, func(path string, _ os.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, nobody, nobody))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.policy = &policy{engine: &httputil.ReverseProxy{
+		Rewrite:       func(p *httputil.ProxyRequest) { p.Out.URL.Scheme, p.Out.URL.Host = "http", "engine" },
+		Transport:     &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", s.Socket) }},
+		FlushInterval: -1,
+	}}
+	l, err := net.Listen("unix", g.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(g.socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: g.policy}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l) // ends with Close
+	}()
+	t.Cleanup(func() {
+		_ = srv.Close()
+		<-done
+	})
+	return g
+}
+
+// configure writes the guest's configuration.
+func (g *guest) configure(more string) {
+	g.r.t.Helper()
+	path := filepath.Join(g.dir, "lifeboat.yaml")
+	g.r.write(path, fmt.Sprintf("site: %s\nregistry:\n  fingerprint: %s\n%s", g.site.Name, g.r.print, more))
+	if err := os.Chown(path, nobody, nobody); err != nil {
+		g.r.t.Fatal(err)
+	}
+}
+
+// try runs lifeboat as the guest.
+func (g *guest) try(args ...string) outcome {
+	t := g.r.t
+	t.Helper()
+	cmd := g.site.Command(t.Context(), "setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", g.binary}, args...)...)
+	cmd.Env = append(cmd.Env, "LIFEBOAT_CONFIG="+filepath.Join(g.dir, "lifeboat.yaml"), "LIFEBOAT_STATE_DIR="+filepath.Join(g.dir, "state"),
+		"LIFEBOAT_REPO="+g.r.repo, "LIFEBOAT_KEY_FILE="+filepath.Join(g.dir, "key.txt"), "DOCKER_CONFIG="+filepath.Join(g.dir, "docker"),
+		"DOCKER_HOST=unix://"+g.socket, "HOME="+g.dir)
+	cmd.Dir = g.dir
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s: lifeboat %v: %v", g.site.Name, args, err)
+	}
+	t.Logf("%s, guest: lifeboat %s: exit %d", g.site.Name, strings.Join(args, " "), cmd.ProcessState.ExitCode())
+	return outcome{cmd.ProcessState.ExitCode(), out.String(), errOut.String()}
+}
+
+// want is try with an exit code that must come.
+func (g *guest) want(code int, into any, args ...string) outcome {
+	t := g.r.t
+	t.Helper()
+	o := g.try(append(args, "--json", "--yes")...)
+	if o.code != code {
+		t.Fatalf("%s: lifeboat %v: exit %d, want %d\nstdout: %s\nstderr: %s", g.site.Name, args, o.code, code, o.stdout, o.stderr)
+	}
+	if into != nil {
+		o.decode(t, into)
+	}
+	return o
+}
+
+// asKept takes out of a fingerprint what the archive API does not keep.
+func asKept(tree treecmp.Tree) treecmp.Tree {
+	out := treecmp.Tree{}
+	for path, e := range tree {
+		if e.Type == treecmp.Socket {
+			continue
+		}
+		e.MtimeNsec, e.Data = 0, nil
+		xattrs := map[string]string{}
+		for k, v := range e.Xattrs {
+			if k == "security.capability" {
+				xattrs[k] = v
+			}
+		}
+		e.Xattrs = xattrs
+		out[path] = e
+	}
+	return out
+}
+
+// TestDegraded takes a system whose trees hold everything that a file system can
+// hold through an engine that allows neither files nor a helper.
+func TestDegraded(t *testing.T) {
+	for name, engines := range map[string][2]lab.Engine{
+		"docker 20":             {lab.EngineDocker20, lab.EngineDocker20},
+		"containerd, docker 28": {lab.EngineContainerd, lab.EngineDocker28},
+	} {
+		t.Run(name, func(t *testing.T) { degraded(t, engines[0], engines[1]) })
+	}
+}
+
+func degraded(t *testing.T, mainEngine, standinEngine lab.Engine) {
+	r := newRig(t, mainEngine, standinEngine)
+	sys := systems.Torture(systems.Params{})
+	if err := sys.Up(t.Context(), r.main, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.init()
+	g := r.newGuest(r.main)
+
+	// Nothing happens by itself.
+	g.want(0, nil, "protect", "rack", "--project", sys.Project, "--degraded")
+	o := g.want(1, nil, "snapshot", "rack")
+	for _, text := range []string{"refused by the site's policy", "nothing was done", "as root", "--degraded"} {
+		if !strings.Contains(o.stderr, text) {
+			t.Errorf("the refusal does not say %q: %s", text, o.stderr)
+		}
+	}
+
+	// All data cannot be read within a second; the system runs on.
+	system := "systems:\n  rack:\n    project: " + sys.Project + "\n"
+	g.configure("freeze_max: 1s\n" + system)
+	if o := g.want(1, nil, "snapshot", "rack", "--degraded"); !strings.Contains(o.stderr, "set freeze_max to") {
+		t.Errorf("no larger freeze_max is named: %s", o.stderr)
+	}
+	nothingPaused(t, r.main)
+
+	g.configure("freeze_max: 5m\n" + system)
+	var snap struct {
+		snapshotJSON
+		Consistency string
+	}
+	g.want(3, &snap, "snapshot", "rack", "--degraded")
+	t.Logf("scanned %d, sent %d, frozen %.0f ms", snap.BytesScanned, snap.BytesSent, snap.FreezeMS)
+	if snap.Consistency != "crash" || snap.FreezeMS <= 0 {
+		t.Errorf("consistency %s, frozen %v ms", snap.Consistency, snap.FreezeMS)
+	}
+	for _, key := range []string{"volume:rack_precious", "bind:" + sys.Dir(r.main) + "/data", "layer:rack_busy_1"} {
+		if !slices.ContainsFunc(snap.Coverage, func(c struct{ Object, Reason string }) bool {
+			return strings.ReplaceAll(c.Object, "-", "_") == strings.ReplaceAll(key, "-", "_") && strings.Contains(c.Reason, "archive API")
+		}) {
+			t.Errorf("coverage does not say what of %s is lost", key)
+		}
+	}
+	nothingPaused(t, r.main)
+	places, err := sys.Places(t.Context(), r.main, systems.Merged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := filepath.Join(r.dir, "restored")
+	r.must(r.main, nil, "restore", "rack", "--to", restored)
+	for name, p := range places {
+		kind, object, _ := strings.Cut(name, " ")
+		at := filepath.Join(restored, kind+"_"+object)
+		if kind == "bind" {
+			at = filepath.Join(restored, "bind_"+strings.ReplaceAll(p.Path, "/", "_"))
+		}
+		if object == "rack_elsewhere" {
+			continue // its mount point is another directory than its data
+		}
+		if st, err := os.Stat(at); kind == "layer" || err != nil || !st.IsDir() || !isDir(p.Path) {
+			continue
+		}
+		compareKept(t, "restored "+name, p.Path, at)
+	}
+}
+
+func nothingPaused(t *testing.T, s *lab.Site) {
+	t.Helper()
+	out, err := s.Docker(t.Context(), "ps", "--filter", "status=paused", "--quiet")
+	if err != nil || len(fields(out)) > 0 {
+		t.Errorf("still paused: %s, %v", out, err)
+	}
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+func compareKept(t *testing.T, what, want, got string) {
+	t.Helper()
+	w, err := treecmp.Fingerprint(want, treecmp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := treecmp.Fingerprint(got, treecmp.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s: %d entries", what, len(w))
+	if text := treecmp.Report(treecmp.Compare(asKept(w), asKept(g), treecmp.Rules{}), 20); text != "" {
+		t.Errorf("%s differs:\n%s", what, text)
+	}
+}
