@@ -113,6 +113,7 @@ func (e *engine) run(args ...string) *fixture {
 	out := e.t.TempDir()
 	f := &fixture{count: filepath.Join(out, "count")}
 	f.ID = e.docker(append(append([]string{"run", "-d", "-v", out + ":/out"}, args...), e.image)...)
+	e.t.Cleanup(func() { e.docker("rm", "-f", f.ID) }) // it writes until then
 	f.Name = strings.TrimPrefix(e.docker("inspect", "-f", "{{.Name}}", f.ID), "/")
 	pid, err := strconv.Atoi(e.docker("inspect", "-f", "{{.State.Pid}}", f.ID))
 	if err != nil {

@@ -131,7 +131,7 @@ func (s *Server) blob(w http.ResponseWriter, r *http.Request, img *image, digest
 		return
 	}
 	w.WriteHeader(status)
-	part := &partWriter{w: w, skip: from, left: to - from}
+	part := &partWriter{w: w, skip: from, left: to - from, wrote: s.served}
 	err := b.write(r.Context(), part)
 	if errors.Is(err, errPartDone) {
 		err = nil
@@ -202,6 +202,8 @@ type partWriter struct {
 	skip int64
 	left int64
 	err  error
+	// wrote is told of bytes that went out.
+	wrote func(n int64)
 }
 
 func (p *partWriter) Write(b []byte) (int, error) {
@@ -215,6 +217,7 @@ func (p *partWriter) Write(b []byte) (int, error) {
 			return 0, p.err
 		}
 		p.left -= n
+		p.wrote(n)
 		b = b[n:]
 	}
 	if len(b) > 0 {

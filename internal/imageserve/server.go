@@ -35,6 +35,9 @@ type Options struct {
 	// Listener to use instead of a new one at 127.0.0.1. It must be on
 	// loopback; the server closes it. For engines in another network namespace.
 	Listener net.Listener
+	// Served is told of bytes of images as they go to the engine; may be nil.
+	// Called concurrently.
+	Served func(n int64)
 	// Log gets one line for each blob; nothing secret. Nil means none.
 	Log *slog.Logger
 }
@@ -45,6 +48,7 @@ type Server struct {
 	username string
 	password string
 	src      layer.Source
+	served   func(n int64)
 	log      *slog.Logger
 	images   map[layer.Digest]*image
 	names    map[string]*image
@@ -74,10 +78,14 @@ func Serve(ctx context.Context, src layer.Source, images []*layer.ImageRecord, o
 		username: "lifeboat",
 		password: rand.Text() + rand.Text(), // 256 bits
 		src:      src,
+		served:   opt.Served,
 		log:      opt.Log,
 		images:   map[layer.Digest]*image{},
 		names:    map[string]*image{},
 		streams:  make(chan struct{}, maxStreams),
+	}
+	if s.served == nil {
+		s.served = func(int64) {}
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

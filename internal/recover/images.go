@@ -97,7 +97,6 @@ func (b *bringUp) handImages(ctx context.Context, images []*layer.ImageRecord) e
 			if err := b.loadImage(ctx, rec); err != nil {
 				return err
 			}
-			b.o.Progress.Done(rec.Bytes())
 		}
 		return nil
 	}
@@ -105,7 +104,9 @@ func (b *bringUp) handImages(ctx context.Context, images []*layer.ImageRecord) e
 	if err != nil {
 		return err
 	}
-	srv, err := imageserve.Serve(ctx, b.reader, images, imageserve.Options{ContainerdStore: b.survey.info.ContainerdStore, Listener: l, Log: b.d.Log})
+	srv, err := imageserve.Serve(ctx, b.reader, images, imageserve.Options{
+		ContainerdStore: b.survey.info.ContainerdStore, Listener: l, Log: b.d.Log, Served: b.o.Progress.Done,
+	})
 	if err != nil {
 		return err
 	}
@@ -120,7 +121,6 @@ func (b *bringUp) handImages(ctx context.Context, images []*layer.ImageRecord) e
 				return errors.Join(lerr, err)
 			}
 		}
-		b.o.Progress.Done(rec.Bytes())
 	}
 	return nil
 }
@@ -158,7 +158,7 @@ func (b *bringUp) loadImage(ctx context.Context, rec *layer.ImageRecord) error {
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := layer.WriteArchive(ctx, pw, b.reader, h.Form, layer.ArchiveImage{Record: rec, Tags: []string{keepName(rec)}})
+		err := layer.WriteArchive(ctx, counting{pw, b.o.Progress.Done}, b.reader, h.Form, layer.ArchiveImage{Record: rec, Tags: []string{keepName(rec)}})
 		_ = pw.CloseWithError(err)
 		done <- err
 	}()
@@ -211,4 +211,16 @@ func (b *bringUp) imageRef(ctx context.Context, c dr.Container, id string) strin
 		return c.ImageRef
 	}
 	return id
+}
+
+// counting tells of the bytes that are written through it.
+type counting struct {
+	io.Writer
+	wrote func(n int64)
+}
+
+func (c counting) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.wrote(int64(n))
+	return n, err
 }

@@ -293,11 +293,18 @@ func (t *Task) observe(now time.Time) {
 // line is the task as plain text. t.mu is held.
 func (t *Task) line(now time.Time) string {
 	if !t.ended.IsZero() {
-		s := t.name + ": " + t.amount(t.done)
+		s := t.name + ": "
 		if t.state == StepFailed {
-			s += ", failed"
+			s += "failed, "
 		}
-		return s + " in " + quantity.Duration(t.ended.Sub(t.began)) + t.mean()
+		return s + t.taken()
+	}
+	if t.uncounted() {
+		s := t.name + ": running"
+		if t.detail != "" {
+			s += ", " + t.detail
+		}
+		return s
 	}
 	s := t.name + ": " + t.amount(t.done)
 	if t.total >= 0 {
@@ -311,6 +318,18 @@ func (t *Task) line(now time.Time) string {
 		s += ", " + t.detail
 	}
 	return s
+}
+
+// uncounted tasks have had nothing to count so far.
+func (t *Task) uncounted() bool { return t.done == 0 && t.total <= 0 }
+
+// taken is what a task that ended did in what time.
+func (t *Task) taken() string {
+	d := quantity.Duration(t.ended.Sub(t.began))
+	if t.uncounted() {
+		return d
+	}
+	return t.amount(t.done) + " in " + d + t.mean()
 }
 
 func (t *Task) percent() int64 { return min(int64(float64(t.done)/float64(t.total)*100), 100) }
@@ -381,9 +400,12 @@ func (t *Task) tail(decor.Statistics) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.ended.IsZero() {
-		return t.amount(t.done) + " in " + quantity.Duration(t.ended.Sub(t.began)) + t.mean()
+		return t.taken()
 	}
 	t.observe(time.Now())
+	if t.uncounted() {
+		return runewidth.Truncate(t.detail, 24, "…")
+	}
 	s := t.amount(t.done)
 	if t.total >= 0 {
 		s += " of " + t.amount(t.total)

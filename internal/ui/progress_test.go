@@ -56,7 +56,7 @@ idle: 0 of 3 (0 %)
 read volume shop_db: 200 MiB of 400 MiB (50 %), 20.0 MiB/s, 10 s left
 files: 1,234, 132/s, var/lib\x1b
 read volume shop_db: 200 MiB in 14.0 s, 14.3 MiB/s
-files: 1,234, failed in 14.0 s
+files: failed, 1,234 in 14.0 s
 idle: 2 of 3 (66 %), 3 s left
 `
 		if d := cmp.Diff(want, p.err.String()); d != "" {
