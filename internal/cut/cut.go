@@ -17,7 +17,6 @@ package cut
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 
@@ -161,7 +160,9 @@ func (c *Cutter) scan(h uint64, data []byte, limit uint64) (int, uint64) {
 
 // Pieces reads r to its end and calls fn for each piece in order. The slice
 // belongs to Pieces and is overwritten after fn returns. An error of r or fn
-// ends it and is returned as it is. One buffer of 2×MaxPiece is allocated per
+// ends it and is returned as it is; only io.EOF is the end of r, so a source that
+// was cut short (io.ErrUnexpectedEOF) is an error, whatever was given to fn
+// before. One buffer of 2×MaxPiece is allocated per
 // call; use PiecesBuffer to bring one.
 func (c *Cutter) Pieces(class Class, r io.Reader, fn func(piece []byte) error) error {
 	return c.PiecesBuffer(class, r, nil, fn)
@@ -197,13 +198,36 @@ func (c *Cutter) PiecesBuffer(class Class, r io.Reader, buf []byte, fn func(piec
 		// Fill up to where Next must answer: asking it again after every
 		// short read would scan the same bytes again.
 		want := min(len(buf), start+MaxPiece) - end
-		n, err := io.ReadAtLeast(r, buf[end:], want)
-		end += n
-		switch {
-		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			atEOF = true
-		case err != nil:
+		n, eof, err := fill(r, buf[end:], want)
+		if err != nil {
 			return err
 		}
+		end, atEOF = end+n, eof
 	}
+}
+
+// maxEmptyReads is how often a reader may give nothing and no error in a row.
+const maxEmptyReads = 100
+
+// fill reads at least want bytes, fewer only where r ends. Nothing but io.EOF is
+// the end: io.ErrUnexpectedEOF is how a source says that it was cut short, and a
+// file that ends there would be a wrong one.
+func fill(r io.Reader, buf []byte, want int) (n int, eof bool, err error) {
+	for empty := 0; n < want; {
+		m, err := r.Read(buf[n:])
+		n += m
+		switch {
+		case err == io.EOF: // bare: a wrapped one is an error, not the end
+			return n, true, nil
+		case err != nil:
+			return n, false, err
+		case m > 0:
+			empty = 0
+		default:
+			if empty++; empty == maxEmptyReads {
+				return n, false, io.ErrNoProgress
+			}
+		}
+	}
+	return n, false, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"testing"
@@ -259,5 +260,44 @@ func BenchmarkNext(b *testing.B) {
 		for at := 0; at < len(data); {
 			at += c.Next(cut.Content, data[at:], true)
 		}
+	}
+}
+
+// endless gives nothing and no error.
+type endless struct{}
+
+func (endless) Read([]byte) (int, error) { return 0, nil }
+
+// A reader that is cut short never yields a file that ends there (invariant 3).
+func TestCutShort(t *testing.T) {
+	t.Parallel()
+	c := cut.New([32]byte{1})
+	data := random(3, cut.MaxPiece+1)
+	buf := make([]byte, 2*cut.MaxPiece)
+	for _, class := range []cut.Class{cut.Whole, cut.Content, cut.Fixed} {
+		for _, size := range []int{0, 1, cut.FixedPiece, cut.MaxPiece, cut.MaxPiece + 1} {
+			for _, failure := range []error{io.ErrUnexpectedEOF, fmt.Errorf("wrapped: %w", io.EOF)} {
+				for name, r := range map[string]io.Reader{
+					"after":  io.MultiReader(bytes.NewReader(data[:size]), iotest.ErrReader(failure)),
+					"along":  iotest.DataErrReader(io.MultiReader(bytes.NewReader(data[:size]), iotest.ErrReader(failure))),
+					"slowly": iotest.HalfReader(io.MultiReader(bytes.NewReader(data[:size]), iotest.ErrReader(failure))),
+				} {
+					if err := c.PiecesBuffer(class, r, buf, func([]byte) error { return nil }); !errors.Is(err, failure) {
+						t.Fatalf("%s, %d bytes, then %v %s: %v", class, size, failure, name, err)
+					}
+				}
+			}
+			for name, r := range map[string]io.Reader{
+				"after": bytes.NewReader(data[:size]), "along": iotest.DataErrReader(bytes.NewReader(data[:size])),
+			} {
+				var got []byte
+				if err := c.PiecesBuffer(class, r, buf, func(p []byte) error { got = append(got, p...); return nil }); err != nil || !bytes.Equal(got, data[:size]) {
+					t.Fatalf("%s, %d bytes, end %s: %d bytes, %v", class, size, name, len(got), err)
+				}
+			}
+		}
+	}
+	if err := c.Pieces(cut.Content, endless{}, func([]byte) error { return nil }); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("a reader that gives nothing: %v", err)
 	}
 }
