@@ -190,7 +190,10 @@ func TestWhatGoesWrong(t *testing.T) {
 		r := *r
 		r.t = t
 		r.squat("s.count.3")
-		o := r.expect(r.main, 3, "s.count.3", "snapshots", "count", "--json")
+		o := r.expect(r.main, 0, "s.count.3", "snapshots", "count", "--json")
+		if !strings.Contains(o.stderr, "s.count.3") {
+			t.Errorf("the squatted tag is not named: %s", o.stderr)
+		}
 		var l listing
 		o.decode(t, &l)
 		if len(l.Snapshots) != 2 || len(l.Problems) != 1 {
@@ -202,6 +205,12 @@ func TestWhatGoesWrong(t *testing.T) {
 		if len(l.Snapshots) != 3 || l.Snapshots[2].Number != 4 {
 			t.Errorf("listing %+v, want numbers 1, 2 and 4", l)
 		}
+		r.expect(r.main, 3, "s.count.3", "check")
+		r.expect(r.main, 3, "s.count.3", "verify")
+		// The next test fails over, past a squatted epoch.
+		r.squat("e.count.2")
+		r.expect(r.main, 3, "e.count.2", "check")
+		r.must(r.main, nil, "snapshot", "count")
 	})
 	t.Run("recover with the kit alone", func(t *testing.T) {
 		r := *r

@@ -17,7 +17,11 @@ func newCheckCmd(a *app) *cobra.Command {
 		GroupID: groupCare,
 		Short:   "Check the structure of the repository, quickly",
 		Long: `Check the structure of the repository: every visible snapshot opens, everything
-that it names exists with the right size. Data is not read: verify does that.`,
+that it names exists with the right size. Data is not read: verify does that.
+
+The exit code is 3 where the only problems are tags that hold something of
+somebody else's: every snapshot is whole. It is 1 where something that Lifeboat
+stored is damaged or gone.`,
 		Example: `  lifeboat check
   lifeboat check --json | jq .problems`,
 		Args: cobra.NoArgs,
@@ -32,6 +36,7 @@ func newVerifyCmd(a *app) *cobra.Command {
 		Use:     "verify",
 		GroupID: groupCare,
 		Short:   "Read and authenticate all data of the repository",
+		Long:    `Read and authenticate all data of the repository. Exit codes are those of check.`,
 		Example: `  lifeboat verify`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -62,14 +67,21 @@ func (a *app) runCheck(ctx context.Context, what string, check func(context.Cont
 		Problems []string `json:"problems"`
 	}{[]string{}}
 	t := ui.Table{Columns: []ui.Column{{Title: "problem", Elastic: true}}, Empty: "no problems were found"}
+	damaged := 0
 	for _, p := range problems {
+		if !p.Foreign() {
+			damaged++
+		}
 		ans.Problems = append(ans.Problems, p.String())
 		t.Rows = append(t.Rows, []string{p.String()})
 	}
 	if err := a.UI().Answer(ans, t); err != nil {
 		return err
 	}
-	if len(problems) > 0 {
+	switch {
+	case damaged == 0 && len(problems) > 0:
+		return fmt.Errorf("every snapshot is whole, but %d tag(s) hold something that is not Lifeboat's or not of a host that may write: %w", len(problems), dr.ErrPartial)
+	case damaged > 0:
 		return fmt.Errorf("%s found %d problem(s): %w", what, len(problems), dr.ErrTampered)
 	}
 	return nil

@@ -77,14 +77,15 @@ func (a *app) runRecover(ctx context.Context, path string, names []string, listO
 			ans.Systems = append(ans.Systems, s)
 		}
 	}
-	view := listingView(&listing{Snapshots: ans.Systems, Problems: l.Problems})
+	a.warnOf(l)
+	view := listingView(ans.Systems)
 	if len(ans.Systems) == 0 {
-		return errors.Join(a.UI().Answer(ans, view...), fmt.Errorf("the repository has no system: %w", dr.ErrNotFound))
+		return errors.Join(a.UI().Answer(ans, view), fmt.Errorf("the repository has no system: %w", dr.ErrNotFound))
 	}
 	if listOnly {
-		return a.UI().Answer(ans, append(view, ui.Text("next: lifeboat recover --kit "+path+" SYSTEM"))...)
+		return a.UI().Answer(ans, view, ui.Text("next: lifeboat recover --kit "+path+" SYSTEM"))
 	}
-	a.UI().Show(view...)
+	a.UI().Show(view)
 	if names, err = a.toRecover(ctx, ans.Systems, names); err != nil {
 		return err
 	}

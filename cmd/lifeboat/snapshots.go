@@ -23,10 +23,12 @@ func newSnapshotsCmd(a *app) *cobra.Command {
 		Use:     "snapshots [SYSTEM]",
 		GroupID: groupProtect,
 		Short:   "List the snapshots of the repository",
-		Long: `List the snapshots of the repository. A tag that does not verify is named and
-the rest is listed (exit code 3). With --max-age the exit code is 3 as well if
-the newest snapshot of a system is older: run it anywhere but on the host that
-makes them.`,
+		Long: `List the snapshots of the repository. A tag that holds something else than a
+snapshot is named on the standard error output and under "problems" in JSON,
+each time. Where something that Lifeboat stored is damaged or gone, the rest is
+listed and the exit code is 3. With --max-age the exit code is 3 as well if the
+newest snapshot of a system is older: run it anywhere but on the host that makes
+them.`,
 		Example: `  lifeboat snapshots
   lifeboat snapshots shop --json
   lifeboat snapshots --max-age 30m`,
@@ -69,6 +71,9 @@ type snapshotRow struct {
 type listing struct {
 	Snapshots []snapshotRow `json:"snapshots"`
 	Problems  []string      `json:"problems"`
+
+	// damaged counts the problems that are not only somebody else's tags.
+	damaged int
 }
 
 func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
@@ -79,6 +84,9 @@ func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
 	out := &listing{Snapshots: []snapshotRow{}, Problems: []string{}}
 	for _, p := range problems {
 		out.Problems = append(out.Problems, p.String())
+		if !p.Foreign() {
+			out.damaged++
+		}
 	}
 	bySystem := map[dr.System][]repo.Snapshot{}
 	for _, s := range snaps {
@@ -131,11 +139,12 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 	if name != "" && len(l.Snapshots) == 0 && len(l.Problems) == 0 {
 		return fmt.Errorf("the repository has no snapshot of system %q: %w", name, dr.ErrNotFound)
 	}
-	if err := a.UI().Answer(l, listingView(l)...); err != nil {
+	a.warnOf(l)
+	if err := a.UI().Answer(l, listingView(l.Snapshots)); err != nil {
 		return err
 	}
-	if len(l.Problems) > 0 {
-		return fmt.Errorf("%d tag(s) of the repository do not verify, the rest is listed: %w", len(l.Problems), dr.ErrPartial)
+	if l.damaged > 0 {
+		return fmt.Errorf("%d thing(s) of the repository are damaged or gone, the rest is listed: %w", l.damaged, dr.ErrPartial)
 	}
 	for _, s := range l.Snapshots {
 		if age := time.Since(s.Created); maxAge > 0 && s.Newest && age > maxAge {
@@ -145,7 +154,14 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 	return nil
 }
 
-func listingView(l *listing) []ui.View {
+// warnOf names on stderr what does not verify.
+func (a *app) warnOf(l *listing) {
+	for _, p := range l.Problems {
+		a.UI().Warn("does not verify: %s", p)
+	}
+}
+
+func listingView(snapshots []snapshotRow) ui.View {
 	t := ui.Table{
 		Columns: []ui.Column{
 			{Title: "snapshot"},
@@ -162,7 +178,7 @@ func listingView(l *listing) []ui.View {
 		},
 		Empty: "the repository has no snapshots",
 	}
-	for _, s := range l.Snapshots {
+	for _, s := range snapshots {
 		line := "divergent"
 		switch {
 		case s.Newest:
@@ -180,9 +196,5 @@ func listingView(l *listing) []ui.View {
 			bytesText(s.BytesTotal), bytesText(s.BytesNew), fmt.Sprintf("%.0f ms", s.FreezeMS), proven,
 		})
 	}
-	views := []ui.View{t}
-	for _, p := range l.Problems {
-		views = append(views, ui.Text("does not verify: "+p))
-	}
-	return views
+	return t
 }
