@@ -148,7 +148,18 @@ func (j *Journal) begin(h Header) error {
 	if err != nil {
 		return err
 	}
-	return j.append(line{Event: "begin", Value: raw})
+	if err := j.append(line{Event: "begin", Value: raw}); err != nil {
+		return err
+	}
+	// The file may be new: its name must be on disk as well.
+	dir, err := os.Open(filepath.Dir(j.path))
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("sync journal directory: %w", err)
+	}
+	return nil
 }
 
 func (j *Journal) append(l line) error {

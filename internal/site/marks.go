@@ -1,6 +1,7 @@
 package site
 
 import (
+	"fmt"
 	"sort"
 
 	"lifeboat/internal/dr"
@@ -41,8 +42,10 @@ func (s *State) Marked(sys dr.System) ([]string, error) {
 		return nil, err
 	}
 	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
+	for k, marked := range m {
+		if marked {
+			keys = append(keys, k)
+		}
 	}
 	sort.Strings(keys)
 	return keys, nil
@@ -50,8 +53,14 @@ func (s *State) Marked(sys dr.System) ([]string, error) {
 
 func (s *State) marks(sys dr.System) (map[string]bool, error) {
 	m := map[string]bool{}
-	_, err := s.load(sys, marksFile, &m)
-	return m, err
+	if _, err := s.load(sys, marksFile, &m); err != nil {
+		return nil, fmt.Errorf("which trees of system %s are half written cannot be told: %w; nothing of it is started or overwritten: "+
+			"move the file away only if no failover or failback was cut off here", sys, err)
+	}
+	if m == nil { // "null"
+		m = map[string]bool{}
+	}
+	return m, nil
 }
 
 func (s *State) saveMarks(sys dr.System, m map[string]bool) error {

@@ -96,7 +96,7 @@ func (s *State) load(sys dr.System, name string, out any) (bool, error) {
 		return false, fmt.Errorf("local state %s of system %s: %w", name, sys, err)
 	}
 	if err := json.Unmarshal(raw, out); err != nil {
-		return false, fmt.Errorf("local state %s: %w", filepath.Join(dir, name), err)
+		return false, fmt.Errorf("local state %s is damaged: %w", filepath.Join(dir, name), err)
 	}
 	return true, nil
 }
@@ -111,10 +111,24 @@ func (s *State) save(sys dr.System, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(filepath.Join(dir, name), raw, 0o600); err != nil {
+	// The directory is synced too: what is rewritten next may reach the disk
+	// before the new name would.
+	err = renameio.WriteFile(filepath.Join(dir, name), raw, 0o600, renameio.WithTempDir(dir))
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
 		return fmt.Errorf("local state %s of system %s: %w", name, sys, err)
 	}
 	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func (s *State) remove(sys dr.System, name string) error {
@@ -122,7 +136,14 @@ func (s *State) remove(sys dr.System, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	err = os.Remove(filepath.Join(dir, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
 		return fmt.Errorf("local state %s of system %s: %w", name, sys, err)
 	}
 	return nil
