@@ -283,6 +283,107 @@ func degraded(t *testing.T, mainEngine, standinEngine lab.Engine) {
 		}
 		compareKept(t, "restored "+name, p.Path, at)
 	}
+	before := merged(t, sys, r.main)
+	if err := r.main.Crash(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	failoverDegraded(t, r, sys, before)
+}
+
+// failoverDegraded brings the system up at the stand-in, whose engine allows
+// neither files nor a helper either.
+func failoverDegraded(t *testing.T, r *rig, sys *systems.System, before map[string]treecmp.Tree) {
+	h := r.newGuest(r.standin)
+	h.policy.open = []string{r.standin.Disk}
+	over := []string{"--override", "paths." + r.main.Disk + "=" + r.standin.Disk}
+	if o := h.want(1, nil, append([]string{"failover", "rack"}, over...)...); !strings.Contains(o.stderr, "--degraded") {
+		t.Errorf("the refusal names no way out: %s", o.stderr)
+	}
+
+	// Somebody else's files are in the way: nothing is written over them.
+	stranger := filepath.Join(sys.Dir(r.standin), "data", "stranger")
+	r.write(stranger, "not of the system")
+	if o := h.want(11, nil, append([]string{"failover", "rack", "--degraded"}, over...)...); !strings.Contains(o.stderr, "holds something") {
+		t.Errorf("the path that is in the way is not named: %s", o.stderr)
+	}
+	if raw, err := os.ReadFile(stranger); err != nil || string(raw) != "not of the system" {
+		t.Errorf("what was in the way: %q, %v", raw, err)
+	}
+	if err := os.Remove(stranger); err != nil {
+		t.Fatal(err)
+	}
+
+	var up struct {
+		bringJSON
+		NotKept []struct{ Object, Reason string } `json:"not_kept"`
+	}
+	h.want(3, &up, append([]string{"failover", "rack", "--degraded"}, over...)...)
+	if up.Epoch != 2 {
+		t.Errorf("epoch %d, want 2", up.Epoch)
+	}
+	deletions := false
+	for _, n := range up.NotKept {
+		t.Logf("not kept: %s: %s", n.Object, n.Reason)
+		deletions = deletions || strings.HasPrefix(n.Object, "layer:") && strings.Contains(n.Reason, "deletions")
+	}
+	if !deletions {
+		t.Error("the deletions that are not made are not named")
+	}
+	if err := sys.AwaitServing(t.Context(), r.standin); err != nil {
+		t.Fatal(err)
+	}
+	after := merged(t, sys, r.standin)
+	for name, want := range before {
+		got, ok := after[name]
+		if !ok {
+			t.Errorf("%s is missing", name)
+			continue
+		}
+		if text := treecmp.Report(treecmp.Compare(asKept(want), asKept(got), treecmp.Rules{Ignore: notDeleted}), 20); text != "" {
+			t.Errorf("%s differs:\n%s", name, text)
+		}
+	}
+
+	// What exists is not restored in place.
+	if o := h.want(11, nil, append([]string{"failover", "rack", "--degraded"}, over...)...); !strings.Contains(o.stderr, "restored in place") {
+		t.Errorf("why nothing is restored in place is not said: %s", o.stderr)
+	}
+	if out, err := r.standin.Docker(t.Context(), "ps", "--all", "--quiet", "--filter", "label=dev.lifeboat.helper"); err != nil || len(fields(out)) > 0 {
+		t.Errorf("carriers left behind: %s, %v", out, err)
+	}
+}
+
+// merged takes the fingerprints of what the containers see.
+func merged(t *testing.T, sys *systems.System, s *lab.Site) map[string]treecmp.Tree {
+	t.Helper()
+	trees, err := sys.Fingerprints(t.Context(), s, systems.Merged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"volume rack_memory", "volume rack_elsewhere"} { // mounted only while a container runs
+		delete(trees, name)
+	}
+	return trees
+}
+
+// notDeleted is what follows from deletions that the archive API cannot make,
+// and from what each engine does by itself.
+func notDeleted(d treecmp.Difference) bool {
+	if d.Field == "mtime" && (d.Path == "." || d.Path == "etc") {
+		return true // the engine makes mount points
+	}
+	if d.Field != "unexpected" {
+		return false
+	}
+	for _, p := range []string{
+		"image/deleted", "image/deleted-dir", "image/emptied/of-the-image", "image/links/b", "image/mixed/deleted",
+		"image/replaced/sub", "image/replaced/of-the-image", "image/replaced-twice/of-the-image", "image/replaced-twice/sub",
+	} {
+		if d.Path == p || strings.HasPrefix(d.Path, p+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 func nothingPaused(t *testing.T, s *lab.Site) {

@@ -36,6 +36,7 @@ func (f *bringFlags) add(cmd *cobra.Command) {
 func newFailoverCmd(a *app) *cobra.Command {
 	var f bringFlags
 	var snapshot string
+	var degraded bool
 	cmd := &cobra.Command{
 		Use:     "failover SYSTEM",
 		GroupID: groupRecover,
@@ -46,26 +47,34 @@ anything in the way is found before anything is changed, with the override that
 solves it. Killed at any point, the same command goes on where it was.
 
 From then on this site holds the system's epoch: the former one, should it come
-back, is told that it is stale.`,
+back, is told that it is stale.
+
+--degraded is for an engine whose host cannot be reached and that allows no
+helper container: trees go through the engine's archive API, where nothing of
+the system exists yet. What that does not keep is named, the exit code is 3.`,
 		Example: `  lifeboat failover shop --dry-run
   lifeboat failover shop
   lifeboat failover shop --snapshot 5f0c12ab --override ports.8080=18080`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if code, helped, err := a.viaHelper(cmd.Context()); helped {
-				return helperResult(code, err)
+			if !degraded {
+				if code, helped, err := a.viaHelper(cmd.Context()); helped {
+					return helperResult(code, err)
+				}
 			}
 			w, err := a.open(cmd.Context(), true)
 			if err != nil {
 				return err
 			}
 			defer w.close()
+			w.degraded = a.degrade(w, degraded)
 			ans, views, err := a.failover(cmd.Context(), w, args[0], snapshot, f)
 			return a.answerBring(ans, views, err)
 		},
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&snapshot, "snapshot", "", "snapshot `ID` (or #number) instead of the newest")
+	cmd.Flags().BoolVar(&degraded, "degraded", false, "write through the engine's archive API where nothing else is possible")
 	return cmd
 }
 
@@ -84,6 +93,8 @@ type bringAnswer struct {
 	Steps        []plan.Report        `json:"steps"`
 	Ports        []recovery.Published `json:"ports"`
 	Plan         *recovery.Plan       `json:"plan,omitempty"`
+	// NotKept is what the degraded mode could not lay down.
+	NotKept []dr.CoverageItem `json:"not_kept,omitempty"`
 }
 
 // answerBring gives the answer also where the work failed half way: the steps
@@ -98,7 +109,7 @@ func (a *app) answerBring(ans *bringAnswer, views []ui.View, err error) error {
 func (a *app) bringOptions(w *world, name dr.System, f bringFlags) (recovery.Options, error) {
 	o := recovery.Options{
 		System: name, Site: w.site, HealthWait: f.wait, FreezeMax: w.cfg.FreezeMax, SecureBytes: w.cfg.SecureBuffer,
-		Progress: &recoverProgress{ui: a.UI()},
+		Progress: &recoverProgress{ui: a.UI()}, Degraded: w.degraded,
 	}
 	if sys, ok := w.cfg.Systems[name]; ok {
 		o.Overrides = sys.Overrides
@@ -138,7 +149,28 @@ func (a *app) failover(ctx context.Context, w *world, name, snapshot string, f b
 		Options: o, Snapshot: snapshot, DryRun: f.dryRun, Confirm: a.confirmPlan(ctx),
 	})
 	ans, views := a.bringAnswer(w, sys, res, f.dryRun)
+	if err == nil && w.degraded && !f.dryRun {
+		return ans, append(views, notKept(ans.NotKept)), errDegradedFailover()
+	}
 	return ans, views, explainBring("failover", name, err)
+}
+
+func notKept(items []dr.CoverageItem) ui.View {
+	t := ui.Table{Title: "not kept", Columns: []ui.Column{{Title: "object"}, {Title: "what is not here", Elastic: true}}}
+	for _, c := range items {
+		t.Rows = append(t.Rows, []string{c.Object, c.Reason})
+	}
+	return t
+}
+
+// errDegradedFailover ends a failover that could not keep all of the snapshot.
+func errDegradedFailover() error {
+	return ui.Explained{
+		What:  "brought up in degraded mode: the list above, not_kept in JSON, says what of the snapshot is not here",
+		State: "the system runs here and this site holds its epoch; the snapshot still has everything that was captured",
+		Next:  []string{"look whether the system can do without what is missing"},
+		Err:   dr.ErrPartial,
+	}
 }
 
 // confirmPlan shows the plan and asks only where something that exists here is
@@ -160,6 +192,7 @@ func (a *app) bringAnswer(w *world, sys dr.System, res *recovery.Result, dryRun 
 	ans := &bringAnswer{
 		System: sys, Epoch: res.Epoch, DataAgeS: int64(res.DataAge.Seconds()), RTOMS: res.RTO.Milliseconds(), BytesFetched: res.Fetched,
 		BytesIn: w.meter.Received(), BytesOut: w.meter.Sent(), DryRun: dryRun, Steps: res.Steps, Ports: res.Ports, Plan: res.Plan,
+		NotKept: res.NotKept,
 	}
 	if ans.Steps == nil {
 		ans.Steps = []plan.Report{}

@@ -78,7 +78,8 @@ type Capture struct {
 	o      Options
 	cutter *cut.Cutter
 	inside []string // mounts inside of the tree, relative to it
-	spare  sync.Pool
+	// Buffers: of a file that is one unit, and for cutting.
+	small, large sync.Pool
 
 	mu   sync.Mutex
 	list *List // of Secure
@@ -106,7 +107,8 @@ func New(o Options) *Capture {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Capture{o: o, cutter: cut.New(o.CutKey)}
-	c.spare.New = func() any { b := make([]byte, 2*cut.MaxPiece); return &b }
+	c.small.New = func() any { b := make([]byte, cut.WholeBelow); return &b }
+	c.large.New = func() any { b := make([]byte, 2*cut.MaxPiece); return &b }
 	root := clean(o.Path)
 	for _, m := range o.Mounts {
 		if m = clean(m); catalog.Under(m, root) {
@@ -293,18 +295,10 @@ func (s storing) Put(ctx context.Context, data []byte) (dr.UnitRef, error) {
 // content cuts and stores the content of a file as tree does for one on disk,
 // so that units are shared with snapshots that are not degraded.
 func (p *pass) content(ctx context.Context, e *catalog.Entry, r io.Reader) error {
-	var space [cut.HeadLen]byte
-	head := space[:min(cut.HeadLen, e.Size)]
-	if _, err := io.ReadFull(r, head); err != nil {
-		return readError(err)
-	}
 	var list catalog.ListBuilder
 	sink := storing{p.c.o.Sink}
-	buf := p.c.spare.Get().(*[]byte)
-	defer p.c.spare.Put(buf)
-	class := cut.ClassOf([]byte(e.Path), e.Size, head)
 	promised := e.Size
-	err := p.c.cutter.PiecesBuffer(class, io.MultiReader(bytes.NewReader(head), r), *buf, func(piece []byte) error {
+	store := func(piece []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -316,8 +310,8 @@ func (p *pass) content(ctx context.Context, e *catalog.Entry, r io.Reader) error
 			p.progress(int64(len(piece)))
 		}
 		return list.Add(ctx, sink, catalog.Ref{ID: ref.ID, Len: int64(ref.Len)})
-	})
-	if err != nil {
+	}
+	if err := p.pieces(e, r, store); err != nil {
 		return err
 	}
 	if err := list.Finish(ctx, sink, e); err != nil {
@@ -327,6 +321,30 @@ func (p *pass) content(ctx context.Context, e *catalog.Entry, r io.Reader) error
 		return fmt.Errorf("%d bytes came of %d: %w", e.Size, promised, ErrMalformed)
 	}
 	return nil
+}
+
+// pieces cuts the content of a file.
+func (p *pass) pieces(e *catalog.Entry, r io.Reader, store func([]byte) error) error {
+	if e.Size < cut.WholeBelow {
+		buf := p.c.small.Get().(*[]byte)
+		defer p.c.small.Put(buf)
+		whole := (*buf)[:e.Size]
+		if _, err := io.ReadFull(r, whole); err != nil {
+			return readError(err)
+		}
+		if len(whole) == 0 {
+			return nil
+		}
+		return store(whole)
+	}
+	buf := p.c.large.Get().(*[]byte)
+	defer p.c.large.Put(buf)
+	head := make([]byte, cut.HeadLen)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return readError(err)
+	}
+	class := cut.ClassOf([]byte(e.Path), e.Size, head)
+	return p.c.cutter.PiecesBuffer(class, io.MultiReader(bytes.NewReader(head), r), *buf, store)
 }
 
 // adopt gives hard links whose first name was left out their content: the

@@ -75,6 +75,21 @@ func Decode(r io.Reader, base string, fn func(e *catalog.Entry, content io.Reade
 	}
 }
 
+// Empty reports whether the archive of a directory, asked for with "/." at the
+// end, has nothing in it but directories for which may is true. It reads no
+// further than it must.
+func Empty(r io.Reader, may func(dir string) bool) (bool, error) {
+	empty := true
+	err := Decode(r, "", func(e *catalog.Entry, _ io.Reader) error {
+		if e.Path == "" || e.Type == catalog.Directory && may(e.Path) {
+			return nil
+		}
+		empty = false
+		return errStop
+	})
+	return empty, err
+}
+
 func readError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("read archive: %w: %w", err, ErrMalformed)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"lifeboat/internal/dr"
@@ -32,6 +33,8 @@ type bringUp struct {
 	known   []*dr.Root
 	kept    *repo.Snapshot
 	fetched int64
+	// resumes: a run in degraded mode was cut off; what exists here is its work.
+	resumes bool
 }
 
 // prepare reads the snapshot and looks at the site. Nothing is changed.
@@ -49,7 +52,7 @@ func prepare(ctx context.Context, d Deps, o Options, snap *repo.Snapshot) (*brin
 		b.close()
 		return nil, err
 	}
-	if !b.survey.host.Local {
+	if !b.survey.host.Local && !o.Degraded {
 		b.close()
 		return nil, fmt.Errorf("the files of the engine's host cannot be reached from here: %s", b.survey.host.Reason)
 	}
@@ -76,10 +79,14 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 		return nil, err
 	}
 	taken := b.survey.taken()
-	if err := b.planBinds(ctx, p, &taken); err != nil {
+	if b.o.Degraded {
+		b.planDegraded(p)
+	} else if err := b.planBinds(ctx, p, &taken); err != nil {
 		return nil, err
 	}
-	taken.Ports = append(taken.Ports, listening(b.survey.host.EnginePID, b.survey.inv.Containers)...)
+	if b.survey.host.Local {
+		taken.Ports = append(taken.Ports, listening(b.survey.host.EnginePID, b.survey.inv.Containers)...)
+	}
 	p.Conflicts = append(p.Conflicts, plan.Conflicts(wants, taken)...)
 	if err := b.planImages(ctx, p); err != nil {
 		return nil, err
@@ -101,6 +108,7 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 			p.Notes = append(p.Notes, "not in the snapshot: "+c.Object+": "+c.Reason)
 		}
 	}
+	p.Notes = append(p.Notes, notWhole(b.captured.Trees)...)
 	return p, nil
 }
 
@@ -202,6 +210,9 @@ func (b *bringUp) planBinds(ctx context.Context, p *Plan, taken *plan.Taken) err
 // steps are what lays the system down, ready to start.
 func (b *bringUp) steps() []plan.Step {
 	id := func(s string) string { return b.snap.ID.Short() + ":" + s }
+	if b.o.Degraded {
+		return b.degradedSteps(id)
+	}
 	return []plan.Step{
 		{ID: id("images"), Title: "images", Do: b.bringImages},
 		{ID: id("stop"), Title: "stop what runs here of the system", Do: b.stopOwn},
@@ -213,6 +224,22 @@ func (b *bringUp) steps() []plan.Step {
 		{ID: id("files"), Title: "project files", Do: b.bringFiles},
 		{ID: id("record"), Title: "record what is here", Do: b.record},
 	}
+}
+
+// notWhole names the trees of which something could not be captured.
+func notWhole(trees []dr.Tree) []string {
+	by := map[string][]string{} // keys by what is lost
+	for _, t := range trees {
+		if t.Degraded != "" {
+			by[t.Degraded] = append(by[t.Degraded], t.Key)
+		}
+	}
+	var notes []string
+	for what, keys := range by {
+		notes = append(notes, "not whole in the snapshot: "+strings.Join(keys, ", ")+": "+what)
+	}
+	slices.Sort(notes)
+	return notes
 }
 
 // record writes down what was made here, before any of it runs.

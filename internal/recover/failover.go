@@ -46,9 +46,11 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h, unfinished, err := plan.Peek(path); err != nil {
+	h, unfinished, err := plan.Peek(path)
+	if err != nil {
 		return nil, err
-	} else if unfinished && h.Snapshot != snap.ID && o.Snapshot == "" && !o.DryRun {
+	}
+	if unfinished && h.Snapshot != snap.ID && o.Snapshot == "" && !o.DryRun {
 		if snap, err = d.Repo.Find(ctx, o.System, h.Snapshot.String()); err != nil {
 			return nil, fmt.Errorf("continue the failover that was cut off: %w", err)
 		}
@@ -59,6 +61,8 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 		return nil, err
 	}
 	defer b.close()
+	header := plan.Header{Operation: b.operation(), System: o.System, Snapshot: snap.ID}
+	b.resumes = o.Degraded && unfinished && h.Snapshot == snap.ID && h.Operation == header.Operation
 	p, err := b.plan(ctx)
 	if err != nil {
 		return nil, err
@@ -78,17 +82,17 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 			return res, err
 		}
 	}
-	b.journal, err = plan.Open(path, plan.Header{Operation: "failover", System: o.System, Snapshot: snap.ID})
+	b.journal, err = plan.Open(path, header)
 	if err != nil {
 		return res, err
 	}
 	defer b.journal.Close()
-	if b.journal.Header().Snapshot != snap.ID { // another one was asked for by name
+	if b.journal.Header().Snapshot != snap.ID || o.Degraded && !b.resumes { // another one was asked for by name, or to be laid down otherwise
 		if err := b.journal.End(); err != nil {
 			return res, err
 		}
 		b.journal.Close()
-		if b.journal, err = plan.Open(path, plan.Header{Operation: "failover", System: o.System, Snapshot: snap.ID}); err != nil {
+		if b.journal, err = plan.Open(path, header); err != nil {
 			return res, err
 		}
 	}
@@ -101,12 +105,24 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 	if err != nil {
 		return res, err
 	}
+	if res.NotKept, err = b.notKept(); err != nil {
+		return res, err
+	}
 	if err := b.journal.End(); err != nil {
 		return res, err
 	}
 	res.RTO = time.Since(b.journal.Header().Started)
 	res.Ports, err = b.published(ctx)
 	return res, err
+}
+
+// operation names the work in its journal. What one mode began and the other
+// goes on with is told by it.
+func (b *bringUp) operation() string {
+	if b.o.Degraded {
+		return "failover, degraded"
+	}
+	return "failover"
 }
 
 // choose finds the snapshot to bring up: the newest of the line, or the named one.

@@ -90,7 +90,7 @@ func (b *bringUp) handImages(ctx context.Context, images []*layer.ImageRecord) e
 	if len(images) == 0 {
 		return nil
 	}
-	if b.survey.info.ContainerdStore {
+	if b.survey.info.ContainerdStore || b.o.Degraded { // in degraded mode the engine may be anywhere
 		// This store takes a pull for whole where it has an unpacked layer but not
 		// its bytes; a loaded archive always is.
 		for _, rec := range images {

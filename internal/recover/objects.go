@@ -62,7 +62,7 @@ func (b *bringUp) stopOrder(own []engine.InventoryContainer) []engine.InventoryC
 // bringNetworks creates the networks that are missing. One of the system's own
 // that is specified otherwise is made anew; nothing of the system runs now.
 func (b *bringUp) bringNetworks(ctx context.Context) error {
-	for _, n := range b.local.Networks {
+	for i, n := range b.local.Networks {
 		if n.External {
 			continue
 		}
@@ -81,6 +81,12 @@ func (b *bringUp) bringNetworks(ctx context.Context) error {
 			}
 		}
 		b.survey.own["network:"+n.Name] = true
+		// Recorded first, so that a later run knows it for the system's own.
+		made := b.madeHere()
+		made.Networks[n.Name] = site.BroughtNetwork{Original: b.captured.Networks[i]}
+		if err := b.d.State.SetBringup(b.o.System, made); err != nil {
+			return err
+		}
 		if _, err := b.d.Engine.CreateNetwork(ctx, n.Spec, nil); err != nil {
 			return err
 		}
@@ -88,19 +94,28 @@ func (b *bringUp) bringNetworks(ctx context.Context) error {
 	return nil
 }
 
-// bringVolumes creates missing volumes and the directories of bind mounts. What
-// is created is recorded first, so that a later run knows it for the system's own.
-func (b *bringUp) bringVolumes(ctx context.Context) error {
-	made := b.survey.bringup
-	if made == nil {
-		made = &site.Bringup{Snapshot: b.snap.ID}
+// madeHere is the record of what was made at this site, to be added to.
+func (b *bringUp) madeHere() *site.Bringup {
+	if b.survey.bringup == nil {
+		b.survey.bringup = &site.Bringup{Snapshot: b.snap.ID}
 	}
+	made := b.survey.bringup
 	if made.Volumes == nil {
 		made.Volumes = map[string]string{}
 	}
 	if made.Binds == nil {
 		made.Binds = map[string]string{}
 	}
+	if made.Networks == nil {
+		made.Networks = map[string]site.BroughtNetwork{}
+	}
+	return made
+}
+
+// ownPlaces records volumes and paths for the system's own before they are
+// made, so that a later run knows them.
+func (b *bringUp) ownPlaces() error {
+	made := b.madeHere()
 	for i, v := range b.local.Volumes {
 		made.Volumes[v.Name] = b.captured.Volumes[i].Name
 	}
@@ -109,7 +124,12 @@ func (b *bringUp) bringVolumes(ctx context.Context) error {
 			made.Binds[m.Source] = b.captured.Binds[i].Source
 		}
 	}
-	if err := b.d.State.SetBringup(b.o.System, made); err != nil {
+	return b.d.State.SetBringup(b.o.System, made)
+}
+
+// bringVolumes creates missing volumes and the directories of bind mounts.
+func (b *bringUp) bringVolumes(ctx context.Context) error {
+	if err := b.ownPlaces(); err != nil {
 		return err
 	}
 	for _, v := range b.local.Volumes {

@@ -43,7 +43,10 @@ type Options struct {
 	// FreezeMax and SecureBytes are handed to the captures of this run.
 	FreezeMax   time.Duration
 	SecureBytes int64
-	Progress    Progress
+	// Degraded lays trees down through the engine's archive API where the host's
+	// files cannot be reached (ADR 8); nothing of the system may exist yet.
+	Degraded bool
+	Progress Progress
 	// Hook is called at named points in tests (kill matrix); may be nil.
 	Hook plan.Hook
 }
@@ -115,6 +118,8 @@ type Result struct {
 	Ports   []Published
 	Fetched int64 // bytes of units fetched from the repository
 	Kept    *repo.Snapshot
+	// NotKept says, in degraded mode, what of the snapshot is not here.
+	NotKept []dr.CoverageItem
 }
 
 type silent struct{}
