@@ -39,6 +39,9 @@ var (
 	ErrTagRetired = fmt.Errorf("tag was used and deleted: %w", ErrTagTaken)
 	// ErrUnauthorized: no credentials, or wrong ones.
 	ErrUnauthorized = errors.New("not logged in, or wrong credentials")
+	// ErrUntrusted: the registry's certificate is not the one that was pinned, or
+	// nobody vouches for it. No login was sent.
+	ErrUntrusted = errors.New("certificate not trusted")
 	// ErrForbidden: the credentials are right but their access role does not
 	// allow this.
 	ErrForbidden = errors.New("not allowed by the access role")

@@ -254,6 +254,14 @@ func (s *Store) DeleteManifest(ctx context.Context, d digest.Digest) error {
 	return nil
 }
 
+// Clone returns a store that holds the same and goes its own way, for tests
+// that begin many times from one state.
+func (s *Store) Clone() *Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &Store{blobs: maps.Clone(s.blobs), manifests: maps.Clone(s.manifests), tags: maps.Clone(s.tags)}
+}
+
 // Corrupt replaces the stored bytes of blob d, whatever their digest, for tests
 // that must notice. It reports whether d was there.
 func (s *Store) Corrupt(d digest.Digest, b []byte) bool {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"unicode"
 
@@ -44,11 +45,11 @@ func transportError(ctx context.Context, err error) error {
 	var tokenResp *errcode.ErrorResponse
 	switch {
 	case errors.As(err, &pin):
-		return fmt.Errorf("%w: %w", pin, store.ErrUnauthorized)
+		return fmt.Errorf("%w: %w", pin, store.ErrUntrusted)
 	case errors.As(err, &unknownCA):
-		return fmt.Errorf("%w; pin the fingerprint that the registry printed, or name its certificate authority: %w", err, store.ErrUnauthorized)
+		return fmt.Errorf("%w; pin the fingerprint that the registry printed (registry.fingerprint), or name its certificate authority (registry.ca_file): %w", err, store.ErrUntrusted)
 	case errors.As(err, &verify):
-		return fmt.Errorf("%w: %w", err, store.ErrUnauthorized)
+		return fmt.Errorf("%w; pin the fingerprint that the registry printed (registry.fingerprint), or reach it by a name that its certificate has: %w", err, store.ErrUntrusted)
 	case errors.Is(err, errDowngrade):
 		return fmt.Errorf("%w: %w", errDowngrade, store.ErrRefused)
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
@@ -66,9 +67,12 @@ func transportError(ctx context.Context, err error) error {
 func plainer(err error) error {
 	var op *net.OpError
 	var dns *net.DNSError
+	var call *os.SyscallError
 	switch {
 	case errors.As(err, &dns):
 		return &dialError{dns}
+	case errors.As(err, &op) && op.Op == "dial" && errors.As(op.Err, &call):
+		return &dialError{call.Err}
 	case errors.As(err, &op) && op.Op == "dial":
 		return &dialError{op.Err}
 	}
@@ -85,7 +89,7 @@ func (e *dialError) Unwrap() error { return e.err }
 // the registry, or was not understood as one.
 func neverSent(err error) bool {
 	var dial *dialError
-	return errors.As(err, &dial) || errors.Is(err, store.ErrUnauthorized) || errors.Is(err, store.ErrRefused)
+	return errors.As(err, &dial) || errors.Is(err, store.ErrUnauthorized) || errors.Is(err, store.ErrUntrusted) || errors.Is(err, store.ErrRefused)
 }
 
 // response is a refusal of the registry.

@@ -114,7 +114,7 @@ func (c *client) sendManifest(ctx context.Context, tag, mediaType string, d dige
 // definite reports whether a refusal says by itself that the tag was not
 // written and why, so that reading it again adds nothing.
 func definite(err error) bool {
-	for _, s := range []error{store.ErrUnauthorized, store.ErrForbidden, store.ErrTooLarge, store.ErrIncomplete, store.ErrUnreachable, store.ErrNotFound} {
+	for _, s := range []error{store.ErrUnauthorized, store.ErrUntrusted, store.ErrForbidden, store.ErrTooLarge, store.ErrIncomplete, store.ErrUnreachable, store.ErrNotFound} {
 		if errors.Is(err, s) {
 			return true
 		}

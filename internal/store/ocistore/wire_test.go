@@ -562,11 +562,11 @@ func TestCertificates(t *testing.T) {
 		t.Errorf("by authority: %v", err)
 	}
 	err := ask(ocistore.Options{})
-	if !errors.Is(err, store.ErrUnauthorized) || !strings.Contains(err.Error(), "fingerprint") {
+	if !errors.Is(err, store.ErrUntrusted) || !strings.Contains(err.Error(), "fingerprint") {
 		t.Errorf("unknown authority: %v", err)
 	}
 	err = ask(ocistore.Options{Fingerprint: "sha256:" + strings.Repeat("0", 64)})
-	if !errors.Is(err, store.ErrUnauthorized) || !strings.Contains(err.Error(), r.Fingerprint) {
+	if !errors.Is(err, store.ErrUntrusted) || !strings.Contains(err.Error(), r.Fingerprint) {
 		t.Errorf("another fingerprint: %v", err)
 	}
 	_, err = open(t, strings.Replace(r.URL("dr"), "oci:", "oci+http:", 1), once()).Capabilities(t.Context())
