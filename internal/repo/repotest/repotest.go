@@ -9,6 +9,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -64,6 +66,40 @@ func NewBed(t testing.TB) *Bed {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// Fork returns a bed in which each host is as it is now, and goes its own way
+// from here: for tests that begin many times from one state. The store is a
+// clone.
+func (b *Bed) Fork() *Bed {
+	b.t.Helper()
+	f := *b
+	f.Store, f.dir = b.Store.Clone(), b.t.TempDir()
+	if err := copyTree(f.dir, b.dir); err != nil {
+		b.t.Fatal(err)
+	}
+	return &f
+}
+
+// copyTree copies files with their modes: nobody else may read a host key.
+func copyTree(to, from string) error {
+	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, p)
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return os.MkdirAll(filepath.Join(to, rel), 0o700)
+		}
+		raw, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, rel), raw, 0o600)
+	})
 }
 
 // Options are those with which the host of that name opens the repository: it
