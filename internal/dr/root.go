@@ -220,7 +220,7 @@ type Tree struct {
 // CoverageItem is one line of the coverage report.
 type CoverageItem struct {
 	// Object is what the line speaks of: container:NAME, volume:NAME, bind:PATH,
-	// network:NAME, image:ID, device:PATH, tmpfs:CONTAINER:PATH …
+	// network:NAME, image:NAME (its id where it has none), device:PATH, tmpfs:CONTAINER:PATH …
 	Object   string `json:"object"`
 	Captured bool   `json:"captured"`
 	// Reason is empty for what is captured whole; else why not, or what of it is lost.

@@ -34,7 +34,11 @@ func join(reasons []string) string {
 
 func (d *discovery) coverImages() {
 	for _, img := range d.sys.Images {
-		d.item("image:"+img.ID, true)
+		name := img.ID
+		if len(img.Tags) > 0 {
+			name = img.Tags[0]
+		}
+		d.sys.Coverage = append(d.sys.Coverage, dr.CoverageItem{Object: "image:" + name, Captured: true, Bytes: img.Size})
 	}
 	for id, by := range d.missingImages {
 		d.item("image:"+id, false, "the engine no longer has it although container "+by+" uses it: the container cannot be created elsewhere; pull or build it again and recreate the container")

@@ -310,7 +310,7 @@ func testCoverage(f *fixture) {
 		{"device:/dev/null", false, "device"},
 		{"container:lbtest-c", true, "host's network"},
 		{"layer:lbtest-c", true, ""},
-		{"image:" + f.image, true, ""},
+		{"image:" + ImageRef, true, ""},
 		{"logs", false, "log"},
 	} {
 		i := slices.IndexFunc(sys.Coverage, func(c dr.CoverageItem) bool { return c.Object == want.object })
