@@ -433,7 +433,7 @@ func TestEncodeComesBack(t *testing.T) {
 	for _, e := range []catalog.Entry{
 		{Path: "", Type: catalog.Directory, Mode: 0o3771, UID: 5},
 		{Path: "dir", Type: catalog.Directory, Opaque: true, MtimeSec: 10, MtimeNsec: 999},
-		{Path: "dir/file", Type: catalog.File, Size: 8, Refs: []catalog.Ref{put("abc"), {Len: 2, Hole: true}, put("def")}, Xattrs: []catalog.Xattr{{Name: "user.x", Value: []byte("\x00v")}}},
+		{Path: "dir/file", Type: catalog.File, Mode: 0o600, MtimeSec: 20, Size: 8, Refs: []catalog.Ref{put("abc"), {Len: 2, Hole: true}, put("def")}, Xattrs: []catalog.Xattr{{Name: "user.x", Value: []byte("\x00v")}}},
 		{Path: "dir/link", Type: catalog.HardLink, Target: "dir/file"},
 		{Path: "early", Type: catalog.Fifo, MtimeSec: -1},
 		{Path: "gone", Type: catalog.Whiteout},
@@ -481,7 +481,7 @@ func TestEncodeComesBack(t *testing.T) {
 	}
 	// The file before the directory makes the engine remove the image's.
 	wantEntries := []string{
-		`0 dir 10.999 "" `, `5 dir/ 10.999 "" `, "0 dir/file 0.0 \"abc\\x00\\x00def\" \x00v", `1 dir/link 0.0 "" `, `6 early -1.0 "" `, `4 node 0.0 "" `,
+		`0 dir 10.999 "" `, `5 dir/ 10.999 "" `, "0 dir/file 20.0 \"abc\\x00\\x00def\" \x00v", "1 dir/link 20.0 \"\" \x00v", `6 early -1.0 "" `, `4 node 0.0 "" `,
 	}
 	if diff := cmp.Diff(wantEntries, got); diff != "" {
 		t.Error(diff)

@@ -78,7 +78,7 @@ const fetchBytes = 16 << 20
 // engine does with directories that exist already: it keeps them, with the
 // metadata of the archive's entry; anything else is replaced.
 func Encode(ctx context.Context, w io.Writer, target *catalog.Reader, units Units, o EncodeOptions) (Lost, error) {
-	e := &encoder{ctx: ctx, tar: tar.NewWriter(w), target: target.Clone(), units: units, o: o, at: clean(o.At), gone: map[string]bool{}}
+	e := &encoder{ctx: ctx, tar: tar.NewWriter(w), target: target.Clone(), units: units, o: o, at: clean(o.At), gone: map[string]bool{}, linked: map[string]catalog.Entry{}}
 	for _, m := range o.Mounts {
 		e.mounts = append(e.mounts, clean(m))
 	}
@@ -101,6 +101,9 @@ type encoder struct {
 	mounts []string
 	lost   Lost
 	gone   map[string]bool // hard-linked files that were left out
+	// linked are first names without their content: an engine gives the metadata
+	// of each further name's entry to the one file.
+	linked map[string]catalog.Entry
 
 	batch []catalog.Entry
 	refs  []dr.UnitRef // content of the batch
@@ -298,12 +301,21 @@ func (e *encoder) name(path string) string { return join(e.at, path) }
 // header writes what is not content. A directory that replaced one of the image
 // is preceded by a file of its name, which makes the engine remove the image's.
 func (e *encoder) header(entry *catalog.Entry) error {
+	if first, ok := e.linked[entry.Target]; ok && entry.Type == catalog.HardLink {
+		first.Path, first.Type, first.Target, first.LinkGroup = entry.Path, catalog.HardLink, entry.Target, false
+		entry = &first
+	}
 	h := &tar.Header{
 		Name: e.name(entry.Path), Mode: int64(entry.Mode), Uid: int(entry.UID), Gid: int(entry.GID),
 		ModTime: time.Unix(entry.MtimeSec, int64(entry.MtimeNsec)), Format: tar.FormatPAX,
 	}
-	if entry.MtimeSec < 0 {
+	if entry.MtimeSec < 0 && entry.Type != catalog.Symlink {
 		e.lost.Early++
+	}
+	if entry.LinkGroup {
+		first := entry.Clone()
+		first.Refs = nil
+		e.linked[entry.Path] = first
 	}
 	switch entry.Type {
 	case catalog.File:
