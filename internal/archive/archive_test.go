@@ -293,6 +293,36 @@ func TestCaptureLayer(t *testing.T) {
 	}
 }
 
+// TestCaptureManyChanges: a directory in which very many names were changed is
+// read in one go, without what was not.
+func TestCaptureManyChanges(t *testing.T) {
+	t.Parallel()
+	e := &engine{archives: map[string][]byte{"/.": pack(t, d("./")), "/www": pack(t, d("www"))}}
+	all := []file{d("www"), f("www/00-of-the-image", "image")}
+	for i := range 300 {
+		name := fmt.Sprintf("%03d", i)
+		e.changes = append(e.changes, archive.Change{Path: "/www/" + name, Kind: archive.Modified})
+		all = append(all, f("www/"+name, name))
+	}
+	e.changes = append(e.changes, archive.Change{Path: "/www/dir", Kind: archive.Modified}, archive.Change{Path: "/www/linked", Kind: archive.Added},
+		archive.Change{Path: "/www/new", Kind: archive.Added}, archive.Change{Path: "/www/new/x", Kind: archive.Added}, archive.Change{Path: "/www/dir/gone", Kind: archive.Deleted})
+	all = append(all, d("www/dir"), f("www/dir/of-the-image", "image"), link("www/linked", "www/00-of-the-image"), d("www/new"), f("www/new/x", "new"))
+	e.archives["/www"] = pack(t, all...)
+	e.archives["/www/linked"] = pack(t, f("linked", "image"))
+	_, entries, contents := take(t, newStore(), archive.Options{Source: e, Container: "c"})
+	if len(contents) != 302 || contents["www/299"] != "299" || contents["www/linked"] != "image" || contents["www/new/x"] != "new" {
+		t.Errorf("%d files, linked %q, new %q", len(contents), contents["www/linked"], contents["www/new/x"])
+	}
+	for path, want := range map[string]catalog.Type{"www": catalog.Directory, "www/dir": catalog.Directory, "www/dir/gone": catalog.Whiteout, "www/linked": catalog.File} {
+		if e, ok := entries[path]; !ok || e.Type != want {
+			t.Errorf("%q is %v, want %v", path, e.Type, want)
+		}
+	}
+	if len(e.asked) > 2*5 {
+		t.Errorf("%d archives were asked for in two passes: %q", len(e.asked), e.asked)
+	}
+}
+
 // TestHostileArchives: nothing of these may become a catalog.
 func TestHostileArchives(t *testing.T) {
 	t.Parallel()
@@ -432,7 +462,7 @@ func TestEncodeComesBack(t *testing.T) {
 	defer l.Close()
 	for _, e := range []catalog.Entry{
 		{Path: "", Type: catalog.Directory, Mode: 0o3771, UID: 5},
-		{Path: "dir", Type: catalog.Directory, Opaque: true, MtimeSec: 10, MtimeNsec: 999},
+		{Path: "dir", Type: catalog.Directory, Opaque: true, MtimeSec: 10, MtimeNsec: 999, Xattrs: []catalog.Xattr{{Name: "system.posix_acl_default", Value: []byte("acl")}, {Name: "user.empty"}, {Name: "user.x", Value: []byte("dir")}}},
 		{Path: "dir/file", Type: catalog.File, Mode: 0o600, MtimeSec: 20, Size: 8, Refs: []catalog.Ref{put("abc"), {Len: 2, Hole: true}, put("def")}, Xattrs: []catalog.Xattr{{Name: "user.x", Value: []byte("\x00v")}}},
 		{Path: "dir/link", Type: catalog.HardLink, Target: "dir/file"},
 		{Path: "early", Type: catalog.Fifo, MtimeSec: -1},
@@ -459,7 +489,7 @@ func TestEncodeComesBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := archive.Lost{Deletions: 1, FirstDeletion: "gone", Sockets: 1, Early: 1, Hidden: 1, Holes: true}
+	want := archive.Lost{Deletions: 1, FirstDeletion: "gone", Sockets: 1, Early: 1, Attributes: 1, Hidden: 1, Holes: true}
 	if diff := cmp.Diff(want, lost); diff != "" {
 		t.Error(diff)
 	}
@@ -477,11 +507,12 @@ func TestEncodeComesBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got = append(got, fmt.Sprintf("%c %s %d.%d %q %s", h.Typeflag, h.Name, h.ModTime.Unix(), h.ModTime.Nanosecond(), content, h.PAXRecords["SCHILY.xattr.user.x"]))
+		got = append(got, fmt.Sprintf("%c %s %d.%d %q %s", h.Typeflag, h.Name, h.ModTime.Unix(), h.ModTime.Nanosecond(), content, h.PAXRecords["SCHILY.xattr.user.x"]+h.PAXRecords["SCHILY.xattr.system.posix_acl_default"]))
 	}
 	// The file before the directory makes the engine remove the image's.
 	wantEntries := []string{
-		`0 dir 10.999 "" `, `5 dir/ 10.999 "" `, "0 dir/file 20.0 \"abc\\x00\\x00def\" \x00v", "1 dir/link 20.0 \"\" \x00v", `6 early -1.0 "" `, `4 node 0.0 "" `,
+		`0 dir 10.999 "" `, `5 dir/ 10.999 "" dir`, "0 dir/file 20.0 \"abc\\x00\\x00def\" \x00v", "1 dir/link 20.0 \"\" \x00v", `6 early -1.0 "" `, `4 node 0.0 "" `,
+		`5 dir/ 10.999 "" diracl`, // after all that would inherit the list
 	}
 	if diff := cmp.Diff(wantEntries, got); diff != "" {
 		t.Error(diff)

@@ -206,7 +206,7 @@ func (c *Capture) read(ctx context.Context, p *pass) error {
 	if c.o.File {
 		from, base = c.o.Path, path.Base(c.o.Path)
 	}
-	if err := p.archive(ctx, from, base, "", nil); err != nil {
+	if err := p.archive(ctx, from, base, "", nil, nil); err != nil {
 		return err
 	}
 	if p.list == nil {
@@ -218,9 +218,10 @@ func (c *Capture) read(ctx context.Context, p *pass) error {
 	return p.adopt(ctx)
 }
 
-// archive reads one archive whose root is the entry at of the tree. last, if
-// not nil, is asked after each entry whether to read on.
-func (p *pass) archive(ctx context.Context, from, base, at string, last func(*catalog.Entry) bool) error {
+// archive reads one archive whose root is the entry at of the tree. takes, if
+// not nil, says which entries are wanted; last, if not nil, is asked after each
+// whether it was the last one wanted.
+func (p *pass) archive(ctx context.Context, from, base, at string, takes, last func(*catalog.Entry) bool) error {
 	r, err := p.c.o.Source.ReadArchive(ctx, p.c.o.Container, from)
 	if err != nil {
 		return err
@@ -231,7 +232,7 @@ func (p *pass) archive(ctx context.Context, from, base, at string, last func(*ca
 		if e.Type == catalog.HardLink {
 			e.Target = join(at, e.Target)
 		}
-		if p.c.left(e.Path) {
+		if p.c.left(e.Path) || takes != nil && !takes(e) {
 			return ctx.Err()
 		}
 		if err := p.entry(ctx, e, content); err != nil {
@@ -363,7 +364,7 @@ func (p *pass) adopt(ctx context.Context) error {
 		first[e.Target] = e.Path
 		from := strings.TrimSuffix(p.c.o.Path, "/") + "/" + e.Path
 		sub := &pass{c: p.c, list: NewList(p.c.o.Budget)}
-		err := sub.archive(ctx, from, path.Base(from), e.Path, nil)
+		err := sub.archive(ctx, from, path.Base(from), e.Path, nil, nil)
 		if err == nil && sub.list.Len() != 1 {
 			err = fmt.Errorf("%s: want one file: %w", from, ErrMalformed)
 		}
@@ -433,12 +434,39 @@ func (p *pass) request(ctx context.Context, r request) error {
 		sub := *p
 		return sub.opaque(ctx, from, base, r.path)
 	}
-	return p.archive(ctx, from, base, r.path, func(e *catalog.Entry) bool { return !r.whole && e.Type == catalog.Directory })
+	if r.members != nil {
+		return p.many(ctx, r, from, base)
+	}
+	return p.archive(ctx, from, base, r.path, nil, func(e *catalog.Entry) bool { return !r.whole && e.Type == catalog.Directory })
+}
+
+// many reads changed names out of the archive of their directory. The content of
+// a new name of a file that the engine does not count as changed comes under
+// that file's name, so it is asked for by itself.
+func (p *pass) many(ctx context.Context, r request, from, base string) error {
+	var apart []string
+	err := p.archive(ctx, from, base, r.path, func(e *catalog.Entry) bool {
+		if !r.takes(e.Path) {
+			return false
+		}
+		if e.Type == catalog.HardLink && !r.takes(e.Target) {
+			apart = append(apart, e.Path)
+			return false
+		}
+		return true
+	}, nil)
+	for _, path := range apart {
+		if err != nil {
+			return err
+		}
+		err = p.request(ctx, request{path: path})
+	}
+	return err
 }
 
 // opaque reads a directory that replaced one of the image.
 func (p *pass) opaque(ctx context.Context, from, base, at string) error {
-	if err := p.archive(ctx, from, base, at, nil); err != nil || p.list == nil {
+	if err := p.archive(ctx, from, base, at, nil, nil); err != nil || p.list == nil {
 		return err
 	}
 	p.c.mu.Lock()

@@ -44,7 +44,7 @@ type Lost struct {
 	FirstDeletion string
 	Sockets       int64
 	// Early are entries whose time is before 1970, Attributes extended attributes
-	// that an archive cannot hold, Hidden entries that lie where something is mounted.
+	// that an archive cannot hold (empty ones), Hidden entries that lie where something is mounted.
 	Early, Attributes, Hidden int64
 	Holes                     bool
 }
@@ -65,7 +65,7 @@ func (l Lost) String() string {
 	}
 	say(l.Sockets, "%d sockets are not there")
 	say(l.Early, "%d times before 1970 become 1970")
-	say(l.Attributes, "%d extended attributes are not there")
+	say(l.Attributes, "%d empty extended attributes are not there")
 	say(l.Hidden, "%d entries of the layer lie under mounts and are not there")
 	return strings.Join(parts, "; ")
 }
@@ -88,6 +88,13 @@ func Encode(ctx context.Context, w io.Writer, target *catalog.Reader, units Unit
 	if err := e.run(); err != nil {
 		return e.lost, err
 	}
+	last := e.inherit
+	for i := range last {
+		last[i].Opaque = false
+		if err := e.write(&last[i], last[i].Xattrs); err != nil {
+			return e.lost, fmt.Errorf("%q: %w", last[i].Path, err)
+		}
+	}
 	return e.lost, e.tar.Close()
 }
 
@@ -104,6 +111,9 @@ type encoder struct {
 	// linked are first names without their content: an engine gives the metadata
 	// of each further name's entry to the one file.
 	linked map[string]catalog.Entry
+	// inherit are directories with a default access list, which what is made in
+	// them would inherit: they get it at the end.
+	inherit []catalog.Entry
 
 	batch []catalog.Entry
 	refs  []dr.UnitRef // content of the batch
@@ -298,17 +308,8 @@ func (e *encoder) zeros(n int64) error {
 
 func (e *encoder) name(path string) string { return join(e.at, path) }
 
-// header writes what is not content. A directory that replaced one of the image
-// is preceded by a file of its name, which makes the engine remove the image's.
+// header writes what is not content.
 func (e *encoder) header(entry *catalog.Entry) error {
-	if first, ok := e.linked[entry.Target]; ok && entry.Type == catalog.HardLink {
-		first.Path, first.Type, first.Target, first.LinkGroup = entry.Path, catalog.HardLink, entry.Target, false
-		entry = &first
-	}
-	h := &tar.Header{
-		Name: e.name(entry.Path), Mode: int64(entry.Mode), Uid: int(entry.UID), Gid: int(entry.GID),
-		ModTime: time.Unix(entry.MtimeSec, int64(entry.MtimeNsec)), Format: tar.FormatPAX,
-	}
 	if entry.MtimeSec < 0 && entry.Type != catalog.Symlink {
 		e.lost.Early++
 	}
@@ -316,6 +317,39 @@ func (e *encoder) header(entry *catalog.Entry) error {
 		first := entry.Clone()
 		first.Refs = nil
 		e.linked[entry.Path] = first
+	}
+	if first, ok := e.linked[entry.Target]; ok && entry.Type == catalog.HardLink {
+		first.Path, first.Type, first.Target, first.LinkGroup = entry.Path, catalog.HardLink, entry.Target, false
+		entry = &first
+	}
+	var xattrs []catalog.Xattr
+	later := false
+	for _, x := range entry.Xattrs {
+		switch {
+		case x.Name == defaultACL:
+			later = true
+		case len(x.Value) == 0, strings.ContainsAny(x.Name, "=\x00"): // a record of nothing means none
+			e.lost.Attributes++
+		default:
+			xattrs = append(xattrs, x)
+		}
+	}
+	if later {
+		dir := entry.Clone()
+		dir.Xattrs = append(slices.Clone(xattrs), entry.Xattrs[slices.IndexFunc(entry.Xattrs, func(x catalog.Xattr) bool { return x.Name == defaultACL })])
+		e.inherit = append(e.inherit, dir)
+	}
+	return e.write(entry, xattrs)
+}
+
+const defaultACL = "system.posix_acl_default"
+
+// write writes a header. A directory that replaced one of the image
+// is preceded by a file of its name, which makes the engine remove the image's.
+func (e *encoder) write(entry *catalog.Entry, xattrs []catalog.Xattr) error {
+	h := &tar.Header{
+		Name: e.name(entry.Path), Mode: int64(entry.Mode), Uid: int(entry.UID), Gid: int(entry.GID),
+		ModTime: time.Unix(entry.MtimeSec, int64(entry.MtimeNsec)), Format: tar.FormatPAX,
 	}
 	switch entry.Type {
 	case catalog.File:
@@ -345,11 +379,7 @@ func (e *encoder) header(entry *catalog.Entry) error {
 	default:
 		return fmt.Errorf("a %v has no place in an archive", entry.Type)
 	}
-	for _, x := range entry.Xattrs {
-		if strings.ContainsAny(x.Name, "=\x00") {
-			e.lost.Attributes++
-			continue
-		}
+	for _, x := range xattrs {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
