@@ -121,6 +121,12 @@ func entryOf(h *tar.Header, base string, first bool) (catalog.Entry, error) {
 	if !ok {
 		return e, fmt.Errorf("type %q", h.Typeflag)
 	}
+	// First of all: any entry may promise to be longer than what comes.
+	for k := range h.PAXRecords {
+		if strings.HasPrefix(k, "GNU.sparse.") {
+			return e, errors.New("sparse files are not part of an engine's archive")
+		}
+	}
 	path, err := relative(h.Name, base)
 	switch {
 	case err != nil:
@@ -186,9 +192,6 @@ func relative(name, base string) (string, error) {
 func xattrsOf(h *tar.Header) ([]catalog.Xattr, error) {
 	var out []catalog.Xattr
 	for k, v := range h.PAXRecords {
-		if strings.HasPrefix(k, "GNU.sparse.") {
-			return nil, errors.New("sparse files are not part of an engine's archive")
-		}
 		name, ok := strings.CutPrefix(k, xattrPrefix)
 		if !ok || !goesAlong(name) {
 			continue
@@ -197,9 +200,6 @@ func xattrsOf(h *tar.Header) ([]catalog.Xattr, error) {
 			return nil, fmt.Errorf("attribute %.100q of %d bytes", name, len(v))
 		}
 		out = append(out, catalog.Xattr{Name: name, Value: []byte(v)})
-	}
-	if h.Typeflag == tar.TypeGNUSparse {
-		return nil, errors.New("sparse files are not part of an engine's archive")
 	}
 	if len(out) > catalog.MaxXattrs {
 		return nil, fmt.Errorf("%d attributes", len(out))
