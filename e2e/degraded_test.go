@@ -434,6 +434,9 @@ func failoverDegraded(t *testing.T, r *rig, sys *systems.System, before map[stri
 	if o := h.want(11, nil, append([]string{"failover", "rack", "--degraded"}, over...)...); !strings.Contains(o.stderr, "restored in place") {
 		t.Errorf("why nothing is restored in place is not said: %s", o.stderr)
 	}
+	if o := h.want(1, nil, "failback", "rack"); !strings.Contains(o.stderr, "refused by the site's policy") || strings.Contains(o.stderr, "--degraded") {
+		t.Errorf("a failback, which restores in place: %s", o.stderr)
+	}
 	if out, err := r.standin.Docker(t.Context(), "ps", "--all", "--quiet", "--filter", "label=dev.lifeboat.helper"); err != nil || len(fields(out)) > 0 {
 		t.Errorf("carriers left behind: %s, %v", out, err)
 	}
