@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/store"
 )
 
 // Exit codes: a contract with scripts (README, Commands).
@@ -28,9 +29,10 @@ type outcome struct {
 }
 
 // outcomeOf is the only place where an error becomes an exit code. An error of
-// several kinds has the first of this order: that an outcome is unknown
-// matters more than how it came about, and a command that says "done in part"
-// has looked at what its parts ended with.
+// several kinds has the first of this order: that it is unknown whether a tag
+// was written matters more than how it came about, and a command that says
+// "done in part" has looked at what its parts ended with. A call to the engine
+// that was interrupted is settled by the next run, so it counts as interrupted.
 func outcomeOf(ctx context.Context, err error) outcome {
 	if err == nil {
 		return outcome{codeDone, "done"}
@@ -41,12 +43,14 @@ func outcomeOf(ctx context.Context, err error) outcome {
 	}
 	cause := context.Cause(ctx)
 	interrupted := errors.Is(cause, errInterrupted) && (errors.Is(err, context.Canceled) || errors.Is(err, errInterrupted))
+	if interrupted && !errors.Is(err, store.ErrUnknownOutcome) {
+		return outcome{codeInterrupted, "interrupted"}
+	}
 	for _, o := range []struct {
 		is bool
 		outcome
 	}{
 		{errors.Is(err, dr.ErrOutcomeUnknown), outcome{codeUnknown, "outcome-unknown"}},
-		{interrupted, outcome{codeInterrupted, "interrupted"}},
 		{errors.Is(err, dr.ErrPartial), outcome{codePartial, "partial"}},
 		{errors.Is(err, dr.ErrFenced), outcome{codeFenced, "fenced"}},
 		{errors.Is(err, dr.ErrWrongKey), outcome{codeWrongKey, "wrong-key"}},

@@ -307,7 +307,7 @@ func explainBring(command, name string, err error) error {
 			What: err.Error(), State: "everything is in place and this site holds the epoch; the containers are left as they are",
 			Next: []string{"mend what its log says, then: " + again}, Err: err,
 		}
-	case errors.Is(err, dr.ErrOutcomeUnknown):
+	case errors.Is(err, dr.ErrOutcomeUnknown) && command == "failback" && !errors.Is(err, context.Canceled):
 		return ui.Explained{What: err.Error(), State: "each site stays as it is", Next: []string{again + "  (goes on where it was)"}, Err: err}
 	case errors.Is(err, dr.ErrFenced), errors.Is(err, dr.ErrNotFound), errors.Is(err, dr.ErrUsage), errors.Is(err, dr.ErrHeld), errors.Is(err, ui.ErrDeclined):
 		return err
