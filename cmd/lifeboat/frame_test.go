@@ -18,6 +18,7 @@ import (
 
 	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
+	"lifeboat/internal/store"
 	"lifeboat/internal/ui"
 )
 
@@ -110,7 +111,8 @@ func TestOutcomes(t *testing.T) {
 		{live, errors.Join(dr.ErrNotFound, dr.ErrPartial), outcome{3, "partial"}},
 		{stopped, fmt.Errorf("push: %w", context.Canceled), outcome{130, "interrupted"}},
 		{stopped, context.Cause(stopped), outcome{130, "interrupted"}},
-		{stopped, errors.Join(context.Canceled, dr.ErrOutcomeUnknown), outcome{14, "outcome-unknown"}},
+		{stopped, errors.Join(context.Canceled, dr.ErrOutcomeUnknown), outcome{130, "interrupted"}}, // the engine's
+		{stopped, errors.Join(context.Canceled, store.ErrUnknownOutcome), outcome{14, "outcome-unknown"}},
 		{stopped, errors.New("something else"), outcome{1, "failed"}},
 		{stopped, nil, outcome{0, "done"}}, // it was finished all the same
 	} {
