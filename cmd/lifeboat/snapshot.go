@@ -21,7 +21,7 @@ import (
 )
 
 func newSnapshotCmd(a *app) *cobra.Command {
-	var all, divergent, degraded bool
+	var all, divergent, degraded, adopt bool
 	cmd := &cobra.Command{
 		Use:     "snapshot SYSTEM",
 		GroupID: groupProtect,
@@ -32,7 +32,12 @@ only while what changed since the pre-copy is secured, at most freeze_max.
 
 If this site does not hold the system's epoch (a failover happened elsewhere)
 nothing is done and the exit code is 13. --divergent keeps what this site holds
-all the same, off the system's line of snapshots.
+all the same, off the system's line of snapshots. --adopt is for a host whose
+Lifeboat was installed anew while its engine and data stayed: it goes on as the
+holder that it was.
+
+Where something of the snapshot before is not here any more (a container was
+removed, say), it is named and the exit code is 3.
 
 --degraded is for an engine whose host cannot be reached and that allows no
 helper container: all is read through the engine's archive API. That loses some
@@ -47,6 +52,10 @@ of the metadata, which the coverage report names; the exit code is then 3.`,
 			if divergent {
 				kind = dr.KindDivergent
 			}
+			how := snapshotHow{kind: kind, degraded: degraded, adopt: adopt}
+			if adopt && (all || divergent) {
+				return fmt.Errorf("--adopt is for one system and its line of snapshots: %w", dr.ErrUsage)
+			}
 			if all == (len(args) == 1) {
 				return fmt.Errorf("name one system, or pass --all: %w", dr.ErrUsage)
 			}
@@ -56,13 +65,14 @@ of the metadata, which the coverage report names; the exit code is then 3.`,
 				}
 			}
 			if all {
-				return a.snapshotAll(cmd.Context(), kind, degraded)
+				return a.snapshotAll(cmd.Context(), how)
 			}
-			return a.snapshotOne(cmd.Context(), args[0], kind, degraded)
+			return a.snapshotOne(cmd.Context(), args[0], how)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "every system of the configuration, one after the other")
 	cmd.Flags().BoolVar(&divergent, "divergent", false, "keep what this site holds, off the line of snapshots")
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "go on as the holder that this host was before Lifeboat was installed anew on it")
 	cmd.Flags().BoolVar(&degraded, "degraded", false, "read through the engine's archive API where nothing else is possible")
 	return cmd
 }
@@ -82,23 +92,50 @@ type snapshotAnswer struct {
 	FreezeMS     float64           `json:"freeze_ms"`
 	ElapsedMS    int64             `json:"elapsed_ms"`
 	Coverage     []dr.CoverageItem `json:"coverage"`
+	// Missing are objects that the snapshot before has and this one has not.
+	Missing []string `json:"missing"`
 }
 
-func (a *app) snapshotOne(ctx context.Context, name string, kind dr.Kind, degraded bool) error {
+// snapshotHow is what the flags of snapshot say.
+type snapshotHow struct {
+	kind            dr.Kind
+	degraded, adopt bool
+}
+
+func (a *app) snapshotOne(ctx context.Context, name string, how snapshotHow) error {
 	w, err := a.open(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	w.degraded = a.degrade(w, degraded)
-	ans, err := a.takeSnapshot(ctx, w, name, kind)
+	w.degraded = a.degrade(w, how.degraded)
+	ans, err := a.takeSnapshot(ctx, w, name, how)
 	if err != nil {
 		return err
 	}
-	if err := a.UI().Answer(ans, snapshotView(ans), coverageGaps(ans.Coverage)); err != nil || !w.degraded {
+	if err := a.UI().Answer(ans, snapshotView(ans), coverageGaps(ans.Coverage)); err != nil {
 		return err
 	}
-	return errDegradedSnapshot()
+	if len(ans.Missing) > 0 {
+		return errMissing(ans)
+	}
+	if w.degraded {
+		return errDegradedSnapshot()
+	}
+	return nil
+}
+
+// errMissing ends a command whose snapshot has less than the one before.
+func errMissing(s *snapshotAnswer) error {
+	return ui.Explained{
+		What:  fmt.Sprintf("system %s has less than in its snapshot before; not here any more: %s", s.System, strings.Join(s.Missing, ", ")),
+		State: "the snapshot is stored as the newest, the one before stays",
+		Next: []string{
+			"nothing, if that was meant: the next snapshot is compared with this one",
+			fmt.Sprintf("lifeboat failover %s --snapshot '#%d'  (to bring the one before up)", s.System, s.Number-1),
+		},
+		Err: dr.ErrPartial,
+	}
 }
 
 // errDegradedSnapshot ends a command whose snapshots keep less than usual.
@@ -111,13 +148,13 @@ func errDegradedSnapshot() error {
 	}
 }
 
-func (a *app) snapshotAll(ctx context.Context, kind dr.Kind, degraded bool) error {
+func (a *app) snapshotAll(ctx context.Context, how snapshotHow) error {
 	w, err := a.open(ctx, true)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	w.degraded = a.degrade(w, degraded)
+	w.degraded = a.degrade(w, how.degraded)
 	if len(w.cfg.Systems) == 0 {
 		return ui.Explained{What: "no system is protected here", State: "nothing was done", Next: []string{"lifeboat protect SYSTEM --project PROJECT"}, Err: dr.ErrNotFound}
 	}
@@ -132,7 +169,7 @@ func (a *app) snapshotAll(ctx context.Context, kind dr.Kind, degraded bool) erro
 	var views []ui.View
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(w.cfg.Systems)) {
-		one, err := a.takeSnapshot(ctx, w, string(name), kind)
+		one, err := a.takeSnapshot(ctx, w, string(name), how)
 		if err != nil {
 			ans.Failed = append(ans.Failed, failed{name, err.Error()})
 			errs = append(errs, fmt.Errorf("system %s: %w", name, err))
@@ -143,6 +180,9 @@ func (a *app) snapshotAll(ctx context.Context, kind dr.Kind, degraded bool) erro
 		}
 		ans.Snapshots = append(ans.Snapshots, *one)
 		views = append(views, snapshotView(one))
+		if len(one.Missing) > 0 {
+			errs = append(errs, errMissing(one))
+		}
 	}
 	if err := a.UI().Answer(ans, views...); err != nil {
 		return err
@@ -157,7 +197,7 @@ func (a *app) snapshotAll(ctx context.Context, kind dr.Kind, degraded bool) erro
 }
 
 // takeSnapshot is one snapshot of a configured system.
-func (a *app) takeSnapshot(ctx context.Context, w *world, name string, kind dr.Kind) (*snapshotAnswer, error) {
+func (a *app) takeSnapshot(ctx context.Context, w *world, name string, how snapshotHow) (*snapshotAnswer, error) {
 	sysName, err := dr.ParseSystem(name)
 	if err != nil {
 		return nil, err
@@ -177,7 +217,7 @@ func (a *app) takeSnapshot(ctx context.Context, w *world, name string, kind dr.K
 	before := w.meter.Sent()
 	p := &captureProgress{ui: a.UI(), name: name}
 	res, err := capture.Run(ctx, w.captureDeps(a), capture.Options{
-		System: sysName, Site: w.site, Selector: a.selector(w, sys), Kind: kind,
+		System: sysName, Site: w.site, Selector: a.selector(w, sys), Kind: how.kind, Adopt: how.adopt,
 		FreezeMax: w.cfg.FreezeMax, SecureBytes: w.cfg.SecureBuffer, Exclude: excludes(sys.Exclude), Progress: p,
 		Degraded: w.degraded,
 	})
@@ -190,6 +230,7 @@ func (a *app) takeSnapshot(ctx context.Context, w *world, name string, kind dr.K
 		Snapshot: s.ID, System: s.System, Number: s.Number, Epoch: s.Epoch, Kind: s.Kind, Created: s.Created, Consistency: s.Consistency,
 		BytesScanned: res.BytesScanned, BytesNew: res.BytesNew, BytesSent: w.meter.Sent() - before,
 		FreezeMS: float64(res.Freeze.Frozen().Microseconds()) / 1000, ElapsedMS: res.Elapsed.Milliseconds(), Coverage: res.Root.Coverage,
+		Missing: append([]string{}, res.Missing...),
 	}, nil
 }
 
@@ -226,6 +267,11 @@ func (a *app) sweep(ctx context.Context, w *world) error {
 
 func explainSnapshot(name string, degraded bool, err error) error {
 	switch {
+	case errors.Is(err, capture.ErrReinstalled):
+		return ui.Explained{
+			What: err.Error(), State: "no snapshot was made; what this site holds is untouched",
+			Next: []string{"lifeboat snapshot " + name + " --adopt  (if Lifeboat was installed anew on this host and the system runs nowhere else)"}, Err: err,
+		}
 	case errors.Is(err, dr.ErrFenced):
 		return ui.Explained{
 			What: err.Error(), State: "no snapshot was made; what this site holds is untouched",

@@ -70,6 +70,9 @@ type Options struct {
 	// SecureBytes is how much memory may hold bytes secured while frozen; 0
 	// means DefaultSecureBytes.
 	SecureBytes int64
+	// Adopt claims the next epoch where the holder is this very engine and site
+	// under an identity that was lost (ErrReinstalled).
+	Adopt bool
 	// WasRunning are containers, by name, that were stopped for this capture and
 	// ran before: they are recorded as running, with the restart policy given.
 	WasRunning map[string]engine.RestartPolicy
@@ -119,6 +122,8 @@ type Result struct {
 	// Snapshot is what was committed, or what the system equals where nothing was.
 	Snapshot *repo.Snapshot
 	Root     *dr.Root
+	// Missing are objects that the snapshot before has and this one has not.
+	Missing []string
 	// Committed is false where OnlyIfNew found nothing new.
 	Committed    bool
 	Freeze       freeze.Report
@@ -201,6 +206,7 @@ type run struct {
 	images  []dr.Image
 	files   []dr.ProjectFile
 	frozen  freeze.Report
+	missing []string
 }
 
 func (r *run) close() {
@@ -327,11 +333,6 @@ func (r *run) resolveParent(ctx context.Context) error {
 		return err
 	}
 	r.claims = claims
-	if r.opts.Kind == dr.KindCurrent {
-		if err := fence.CheckWrite(claims, r.opts.System, r.deps.Repo.HostID()); err != nil {
-			return err
-		}
-	}
 	snaps, problems, err := r.deps.Repo.Snapshots(ctx, r.opts.System)
 	if err != nil {
 		return err
@@ -340,7 +341,12 @@ func (r *run) resolveParent(ctx context.Context) error {
 		r.deps.Log.Warn("a tag of the repository does not verify", "problem", p.String())
 	}
 	if r.opts.Kind == dr.KindCurrent {
-		if id, ok := fence.Head(claims, Snaps(snaps)); ok {
+		if err := fence.CheckWrite(claims, r.opts.System, r.deps.Repo.HostID()); err != nil {
+			if err = r.reinstalled(ctx, snaps, err); err != nil {
+				return err
+			}
+		}
+		if id, ok := fence.Head(r.claims, Snaps(snaps)); ok {
 			r.parent = byID(snaps, id)
 		}
 	} else {
@@ -384,7 +390,7 @@ func byID(snaps []repo.Snapshot, id dr.SnapshotID) *repo.Snapshot {
 // commit makes the snapshot visible, claiming epoch 1 for a system that nobody
 // has claimed yet.
 func (r *run) commit(ctx context.Context, root *dr.Root) (*Result, error) {
-	res := &Result{Root: root, Freeze: r.frozen}
+	res := &Result{Root: root, Freeze: r.frozen, Missing: r.missing}
 	for _, t := range r.trees {
 		res.BytesScanned += t.result.Bytes
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -198,4 +199,28 @@ func (o *original) network(n dr.Network, b *site.Bringup) dr.Network {
 		return was.Original
 	}
 	return n
+}
+
+// originalFiles puts project files that were brought up at another path back to
+// where they were captured. A file that was added beside one of them since goes
+// with it.
+func originalFiles(files []dr.ProjectFile, b *site.Bringup) []dr.ProjectFile {
+	if b == nil {
+		return files
+	}
+	dirs := map[string]string{}
+	for local, original := range b.Files {
+		if filepath.Base(local) == filepath.Base(original) {
+			dirs[filepath.Dir(local)] = filepath.Dir(original)
+		}
+	}
+	out := slices.Clone(files)
+	for i, f := range out {
+		if original, ok := b.Files[f.Path]; ok {
+			out[i].Path = original
+		} else if dir, ok := dirs[filepath.Dir(f.Path)]; ok {
+			out[i].Path = filepath.Join(dir, filepath.Base(f.Path))
+		}
+	}
+	return out
 }

@@ -278,7 +278,7 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 		Host: r.deps.Repo.HostID(), Kind: r.opts.Kind, Consistency: dr.ConsistentStopped,
 		Created: r.instant(), Engine: r.system.Engine,
 		Containers: o.containers, Images: r.images, Networks: o.networks, Volumes: o.volumes, Binds: o.binds,
-		Files: r.files, Coverage: r.excluded(o.coverage),
+		Files: originalFiles(r.files, r.bringup), Coverage: r.excluded(o.coverage),
 	}
 	if r.frozen.Containers > 0 {
 		root.Consistency = dr.ConsistentCrash
@@ -291,6 +291,10 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 		res := t.result
 		res.Key = o.key(res.Key)
 		root.Trees = append(root.Trees, res)
+	}
+	if r.proot != nil && r.opts.Kind == dr.KindCurrent {
+		r.missing = missing(r.proot, root)
+		noteMissing(root, r.missing, r.parent.Number)
 	}
 	return root, nil
 }

@@ -19,6 +19,7 @@ const (
 	ReasonSwitchover Reason = "switchover" // planned, nothing lost
 	ReasonFailback   Reason = "failback"   // planned, back to the main site
 	ReasonReturn     Reason = "return"     // a planned move was called off
+	ReasonAdopt      Reason = "adopt"      // the holder's host was installed anew
 )
 
 // Claim is an epoch record: who holds epoch Epoch of System, and from which

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
 	"lifeboat/internal/plan"
-	"lifeboat/internal/repo"
 	"lifeboat/internal/site"
 )
 
@@ -130,32 +130,41 @@ func (s *survey) ownFromLabels(sys dr.System) {
 	}
 }
 
-// ownFromSnapshots takes what a snapshot of the system from this very engine
-// names. A container must also be of the same Compose project, or have the id
+// ownFromSnapshots takes what the newest snapshot from this very engine names:
+// that includes what it was brought up with. It need not be of this host's
+// identity, which goes with Lifeboat's local state while the engine's data may
+// stay. A container must also be of the same Compose project, or have the id
 // that it had.
 func (s *survey) ownFromSnapshots(ctx context.Context, d Deps, sys dr.System) error {
 	snaps, _, err := d.Repo.Snapshots(ctx, sys)
 	if err != nil {
 		return err
 	}
-	// The newest of this host is enough: what it names includes what it was
-	// brought up with.
-	var last *repo.Snapshot
-	for i := range snaps {
-		if snaps[i].Host == d.Repo.HostID() {
-			last = &snaps[i]
+	looked := map[dr.HostID]bool{}
+	var root *dr.Root
+	for i := range slices.Backward(snaps) {
+		if looked[snaps[i].Host] {
+			continue
+		}
+		looked[snaps[i].Host] = true
+		rd, r, err := openRoot(ctx, d.Repo, &snaps[i])
+		if err != nil && snaps[i].Host != d.Repo.HostID() {
+			d.Log.Warn("a snapshot of another host cannot be asked what belongs to the system here", "error", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		rd.Close()
+		here := r.Engine.ID == s.info.ID
+		if here || snaps[i].Host == d.Repo.HostID() {
+			s.known = append(s.known, r)
+		}
+		if here && root == nil {
+			root = r
 		}
 	}
-	if last == nil {
-		return nil
-	}
-	rd, root, err := openRoot(ctx, d.Repo, last)
-	if err != nil {
-		return err
-	}
-	defer rd.Close()
-	s.known = append(s.known, root)
-	if root.Engine.ID != s.info.ID {
+	if root == nil {
 		return nil
 	}
 	for _, c := range root.Containers {
