@@ -105,8 +105,13 @@ func (t *taker) run(ctx context.Context) error {
 	if t.o.Giver != nil {
 		t.giver = make(chan error, 1)
 		gctx, stop := context.WithCancel(ctx)
-		defer stop()
-		go func() { t.giver <- t.o.Giver(gctx) }()
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			t.giver <- t.o.Giver(gctx)
+		}()
+		// Whoever runs this again must not find the other side still at it.
+		defer func() { stop(); <-ended }()
 	}
 	if err := t.converse(ctx, move); err != nil {
 		return err
@@ -153,14 +158,16 @@ func (t *taker) preview(ctx context.Context, claims []fence.Claim) error {
 // begin continues the move that this site asked for, or asks.
 func (t *taker) begin(ctx context.Context, claims []fence.Claim, last fence.Claim) (string, error) {
 	var id string
-	if ok, err := t.journal.Fact("move", &id); err != nil {
+	asked, err := t.journal.Fact("move", &id)
+	if err != nil {
 		return "", err
-	} else if ok {
-		return id, nil
 	}
 	moves, err := t.d.Ledger.Moves(ctx, t.o.System)
 	if err != nil {
-		return "", err
+		return "", unknown(err)
+	}
+	if _, err := lastOf(moves, id); asked && err == nil {
+		return id, nil
 	}
 	if m, open := fence.Open(moves, claims); open {
 		if m.To != t.o.Site {
@@ -168,13 +175,15 @@ func (t *taker) begin(ctx context.Context, claims []fence.Claim, last fence.Clai
 		}
 		return m.ID, t.journal.SetFact("move", m.ID)
 	}
-	var raw [8]byte
-	if _, err := rand.Read(raw[:]); err != nil {
-		return "", err
-	}
-	id = hex.EncodeToString(raw[:])
-	if err := t.journal.SetFact("move", id); err != nil {
-		return "", err
+	if !asked { // else an earlier run was cut off before its request was stored
+		var raw [8]byte
+		if _, err := rand.Read(raw[:]); err != nil {
+			return "", err
+		}
+		id = hex.EncodeToString(raw[:])
+		if err := t.journal.SetFact("move", id); err != nil {
+			return "", err
+		}
 	}
 	return id, t.d.Ledger.Append(ctx, moves, fence.Move{
 		System: t.o.System, ID: id, Phase: fence.PhaseRequested, Epoch: last.Epoch, From: last.Site, To: t.o.Site,

@@ -129,6 +129,10 @@ func (g *giver) silent(move fence.Move) error {
 		return fmt.Errorf("the system is stopped here and offered to site %s, which gives no word: %w; run `lifeboat failback %s` there, or take it back with `lifeboat switchover %s --take-back`",
 			g.o.To, dr.ErrOutcomeUnknown, g.o.System, g.o.System)
 	}
+	if move.ID != "" {
+		return fmt.Errorf("site %s has asked for system %s and gives no further word (last: %s); the system serves on here: %w; run `lifeboat failback %s` there and this command again",
+			move.To, g.o.System, move.Phase, dr.ErrOutcomeUnknown, g.o.System)
+	}
 	return fmt.Errorf("site %s does not ask for system %s; it serves on here, nothing was changed: %w; run `lifeboat failback %s` there, then this command again",
 		g.o.To, g.o.System, dr.ErrNotFound, g.o.System)
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
@@ -137,7 +138,10 @@ func (s *Site) Fill(t testing.TB) {
 	for _, name := range Containers {
 		_, err := s.Engine.CreateContainer(ctx, dr.Container{
 			Name: name, ImageRef: image, State: "created",
-			Config:     raw(t, map[string]any{"Image": image, "Entrypoint": []string{"/probe"}, "Cmd": []string{"sleep"}, "Labels": map[string]string{"of": "shop"}}),
+			Config: raw(t, map[string]any{
+				"Image": image, "Entrypoint": []string{"/probe"}, "Cmd": []string{"sleep"}, "Labels": map[string]string{"of": "shop"},
+				"Healthcheck": map[string]any{"Test": []string{"CMD", "/probe", "out", "ok"}, "Interval": int64(20 * time.Millisecond)},
+			}),
 			HostConfig: raw(t, map[string]any{"Binds": []string{Volume + ":/data"}, "NetworkMode": network, "RestartPolicy": map[string]any{"Name": "unless-stopped", "MaximumRetryCount": 0}}),
 			Endpoints:  map[string]json.RawMessage{network: raw(t, map[string]any{"Aliases": []string{name}})},
 		}, engine.CreateOptions{Image: image})
