@@ -158,14 +158,31 @@ func TestPairsGiveTheSetBack(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		s := genSet(t)
-		var again override.Set
+		var again, flags override.Set
 		for _, p := range s.Pairs() {
 			if err := again.Put(p.Path, p.Value); err != nil {
 				t.Fatalf("%q: %v", p.Path, err)
 			}
+			flag, ok := p.Flag()
+			if !ok {
+				if !strings.Contains(strings.Join(p.Path, ""), `"`) {
+					t.Fatalf("%q cannot be a flag", p.Path)
+				}
+				err := flags.Put(p.Path, p.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			if err := flags.ParsePair(flag); err != nil {
+				t.Fatalf("%s: %v", flag, err)
+			}
 		}
 		if d := cmp.Diff(s, again, comparers); d != "" {
 			t.Fatal(d)
+		}
+		if d := cmp.Diff(s, flags, comparers); d != "" {
+			t.Fatalf("as flags: %s", d)
 		}
 	})
 }

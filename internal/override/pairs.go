@@ -121,6 +121,26 @@ func (s Set) Pairs() []Pair {
 	return out
 }
 
+// Flag is the pair as ParsePair reads it, KEY=VALUE; false where a name has a
+// double quote, which that form cannot say (the configuration file can).
+func (p Pair) Flag() (string, bool) {
+	names := make([]string, len(p.Path))
+	for i, n := range p.Path {
+		if strings.Contains(n, `"`) {
+			return "", false
+		}
+		if strings.Contains(n, "=") || i < len(p.Path)-1 && strings.Contains(n, ".") {
+			n = `"` + n + `"`
+		}
+		names[i] = n
+	}
+	text := strings.Join(names, ".")
+	if p.Value != nil {
+		text += "=" + *p.Value
+	}
+	return text, true
+}
+
 func join[T fmt.Stringer](list []T) string {
 	var out []string
 	for _, v := range list {

@@ -74,7 +74,7 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 	for _, c := range b.changes {
 		p.Changes = append(p.Changes, OverrideChange{Object: c.Object, Field: c.Field, From: c.From, To: c.To})
 	}
-	wants, err := plan.WantsOf(b.local)
+	wants, err := plan.WantsOf(b.captured, b.local)
 	if err != nil {
 		return nil, err
 	}
@@ -87,21 +87,13 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 	if b.survey.host.Local {
 		taken.Ports = append(taken.Ports, listening(b.survey.host.EnginePID, b.survey.inv.Containers)...)
 	}
-	p.Conflicts = append(p.Conflicts, plan.Conflicts(wants, taken)...)
+	p.Conflicts = append(p.Conflicts, b.conflicts(wants, taken)...)
 	if err := b.planImages(ctx, p); err != nil {
 		return nil, err
 	}
 	b.planObjects(p)
 	if a := b.captured.Engine.Arch; a != "" && b.survey.info.Arch != "" && a != b.survey.info.Arch {
 		p.Notes = append(p.Notes, fmt.Sprintf("the system was captured on %s, this engine is %s: its containers will only run under emulation", a, b.survey.info.Arch))
-	}
-	for _, n := range b.local.Networks {
-		if n.External && !slices.ContainsFunc(b.survey.inv.Networks, func(x engine.InventoryNetwork) bool { return x.Name == n.Name }) {
-			p.Conflicts = append(p.Conflicts, plan.Conflict{
-				Object: "network " + n.Name, With: "it is external to the system and does not exist here",
-				Solve: "create it, or --override networks." + n.Name + ".existing=OTHER",
-			})
-		}
 	}
 	for _, c := range b.captured.Coverage {
 		if !c.Captured && c.Reason != "" {

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"lifeboat/internal/dr"
@@ -72,11 +73,11 @@ type Progress interface {
 type Conflicts []plan.Conflict
 
 func (c Conflicts) Error() string {
-	text := fmt.Sprintf("%d thing(s) stand in the way, nothing was changed:", len(c))
+	var objects []string
 	for _, x := range c {
-		text += "\n  " + x.String()
+		objects = append(objects, x.Object)
 	}
-	return text
+	return fmt.Sprintf("%d thing(s) stand in the way here: %s", len(c), strings.Join(objects, ", "))
 }
 
 // Unwrap makes the error one of dr.ErrHeld.
