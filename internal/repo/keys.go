@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/seal"
@@ -23,6 +26,78 @@ type KeyInfo struct {
 	Recipient string
 }
 
+// ErrNoRepository: the name holds no repository. It wraps dr.ErrNotFound.
+var ErrNoRepository = fmt.Errorf("there is no repository: %w", dr.ErrNotFound)
+
+// ClosedError: there is a repository, and no key at hand opens it. It wraps
+// dr.ErrWrongKey.
+type ClosedError struct {
+	Repo dr.RepoID
+	// Recipients are those who can open it, as its newest key record says, which
+	// nobody has authenticated unless Removed is set.
+	Recipients []KeyInfo
+	// Removed: the key at hand opened the repository before the key record Number
+	// of the key generation Generation took it away, at the time Since (zero
+	// where the record does not tell).
+	Removed    bool
+	Number     dr.Number
+	Generation seal.Generation
+	Since      time.Time
+
+	err error // of the attempt, such as a passphrase that could not be asked for
+}
+
+func (e *ClosedError) Error() string {
+	var names []string
+	for _, k := range e.Recipients {
+		names = append(names, fmt.Sprintf("%s (%s)", k.Name, k.Recipient))
+	}
+	has := "it has the recipients " + strings.Join(names, ", ")
+	if !e.Removed {
+		return fmt.Sprintf("no key at hand opens repository %s; %s", e.Repo, has)
+	}
+	when := ""
+	if !e.Since.IsZero() {
+		when = " on " + e.Since.UTC().Format("2006-01-02 15:04 UTC")
+	}
+	return fmt.Sprintf("the key at hand was removed from the repository%s (key record %d, generation %d); %s", when, e.Number, e.Generation, has)
+}
+
+// Unwrap gives dr.ErrWrongKey and the error of the attempt.
+func (e *ClosedError) Unwrap() []error {
+	if e.err == nil {
+		return []error{dr.ErrWrongKey}
+	}
+	return []error{dr.ErrWrongKey, e.err}
+}
+
+// Passphrase reports whether a passphrase is among the recipients.
+func (e *ClosedError) Passphrase() bool {
+	return slices.ContainsFunc(e.Recipients, KeyInfo.IsPassphrase)
+}
+
+// IsPassphrase reports whether the recipient is a passphrase.
+func (k KeyInfo) IsPassphrase() bool { return seal.Wrap{Recipient: k.Recipient}.IsPassphrase() }
+
+// Exists reports whether the name of a store holds a repository, whoever can
+// open it.
+func Exists(ctx context.Context, st store.Store) (bool, error) {
+	names, err := st.Tags(ctx, Tag{Class: ClassKey}.prefix())
+	if err != nil {
+		return false, fmt.Errorf("look for a repository: %w", err)
+	}
+	tags, _ := parseTags(names)
+	return len(tags) > 0, nil
+}
+
+func keyInfos(k *seal.KeyRecord) []KeyInfo {
+	var out []KeyInfo
+	for _, w := range k.Wraps {
+		out = append(out, KeyInfo{Name: w.Name, Recipient: w.Recipient})
+	}
+	return out
+}
+
 // Keys lists the recipients of the repository's key and the key generation in
 // force.
 func (r *Repo) Keys(ctx context.Context) ([]KeyInfo, seal.Generation, error) {
@@ -30,11 +105,7 @@ func (r *Repo) Keys(ctx context.Context) ([]KeyInfo, seal.Generation, error) {
 		return nil, 0, fmt.Errorf("list keys: %w", err)
 	}
 	k := r.keys.Load()
-	var out []KeyInfo
-	for _, w := range k.record.Wraps {
-		out = append(out, KeyInfo{Name: w.Name, Recipient: w.Recipient})
-	}
-	return out, k.record.Generation, nil
+	return keyInfos(k.record), k.record.Generation, nil
 }
 
 // Rewrap gives the recipient of a passphrase again when its wrap has to be
@@ -213,7 +284,7 @@ func (r *Repo) refreshKeys(ctx context.Context) error {
 	}
 	tags, problems := parseTags(names)
 	if len(tags) == 0 {
-		return fmt.Errorf("there is no repository; create one with init: %w", dr.ErrNotFound)
+		return ErrNoRepository
 	}
 	s := keySearch{repo: r, problems: problems}
 	if s.pin, err = r.state.loadPin(r.opts.Location); err != nil {
@@ -269,7 +340,9 @@ func (s *keySearch) try(t Tag, rec *seal.KeyRecord) (*seal.Secret, error) {
 	secret, err := rec.Open(s.repo.opts.Identities, s.repo.opts.Passphrase)
 	switch {
 	case errors.Is(err, dr.ErrWrongKey):
-		s.wrong = errors.Join(s.wrong, err)
+		if s.wrong == nil {
+			s.wrong = &ClosedError{Repo: rec.Repo, Recipients: keyInfos(rec), err: attempt(err)}
+		}
 		s.closed = append(s.closed, rec)
 		return nil, nil
 	case errors.Is(err, dr.ErrTampered):
@@ -279,11 +352,51 @@ func (s *keySearch) try(t Tag, rec *seal.KeyRecord) (*seal.Secret, error) {
 		return nil, err
 	}
 	if err := s.known(secret); err != nil {
+		if removed := s.removed(secret); removed != nil && errors.Is(err, errLacksGeneration) {
+			return nil, removed
+		}
 		s.mismatch = errors.Join(s.mismatch, fmt.Errorf("key record %s: %w", t, err))
 		s.problems = append(s.problems, Problem{Tag: t.String(), Err: err})
 		return nil, nil
 	}
 	return secret, nil
+}
+
+var errLacksGeneration = errors.New("the registry shows an older state of the repository")
+
+// removed looks among the newer records that did not open for those of the
+// repository that an older one opened: then the key at hand was taken away by
+// the first of them. The caller knows that it is the right repository.
+func (s *keySearch) removed(secret *seal.Secret) error {
+	var newest, first *seal.KeyRecord
+	for _, k := range s.closed { // newest first
+		if k.Verify(secret) != nil {
+			continue
+		}
+		if newest == nil {
+			newest = k
+		}
+		first = k
+	}
+	if first == nil {
+		return nil
+	}
+	return &ClosedError{
+		Repo: secret.Repo(), Recipients: keyInfos(newest), Removed: true,
+		Number: first.Number, Generation: first.Generation, Since: first.Created,
+	}
+}
+
+// attempt keeps of a failure to open what is more than that the key is wrong.
+func attempt(err error) error {
+	var x interface {
+		error
+		Explain() (state string, next []string)
+	}
+	if errors.As(err, &x) {
+		return x
+	}
+	return nil
 }
 
 // known compares a secret with what this host and the recovery kit know.
@@ -305,7 +418,7 @@ func (s *keySearch) known(secret *seal.Secret) error {
 			continue
 		}
 		if !ok {
-			return tampered("it lacks key generation %d, which this host has seen: the registry shows an older state of the repository", g)
+			return tampered("it lacks key generation %d, which this host has seen: %w", g, errLacksGeneration)
 		}
 		if fmt.Sprintf("%x", w) != want {
 			return tampered("its key of generation %d is not the one that this host has seen", g)
@@ -316,10 +429,10 @@ func (s *keySearch) known(secret *seal.Secret) error {
 
 // take checks the other records against the secret that was found and adopts it.
 func (s *keySearch) take(ctx context.Context, secret *seal.Secret, rec *seal.KeyRecord, older []Tag) error {
+	if removed := s.removed(secret); removed != nil {
+		return removed
+	}
 	for _, k := range s.closed { // newer ones that did not open
-		if k.Verify(secret) == nil {
-			return fmt.Errorf("the key at hand was removed from the repository: key record %d (generation %d) is no longer wrapped for it: %w", k.Number, k.Generation, dr.ErrWrongKey)
-		}
 		s.problems = append(s.problems, Problem{Tag: Tag{Class: ClassKey, Number: k.Number}.String(), Err: k.Verify(secret)})
 	}
 	if s.pin == nil && s.repo.opts.Expect == nil {

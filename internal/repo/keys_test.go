@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -196,9 +197,16 @@ func TestAddRemoveRotate(t *testing.T) {
 	if err := main.RemoveKey(t.Context(), "laptop", again); err != nil {
 		t.Fatal(err)
 	}
+	knew := b.Options("main") // whose pins have seen the generation that took the key away
+	knew.Identities = []age.Identity{laptopID}
 	lo.StateDir, lo.Location = "", ""
-	if _, err := open(t, b.Store, lo); !errors.Is(err, dr.ErrWrongKey) || !strings.Contains(err.Error(), "removed") {
-		t.Errorf("a removed key: %v", err)
+	for name, o := range map[string]repo.OpenOptions{"fresh": lo, "pinned": knew} {
+		var closed *repo.ClosedError
+		if _, err := open(t, b.Store, o); !errors.Is(err, dr.ErrWrongKey) || !errors.As(err, &closed) || !closed.Removed || closed.Since.IsZero() || closed.Number != 5 {
+			t.Errorf("a removed key, %s: %v", name, err)
+		} else if slices.ContainsFunc(closed.Recipients, func(k repo.KeyInfo) bool { return k.Name == "laptop" }) || !closed.Passphrase() {
+			t.Errorf("a removed key, %s: recipients %v", name, closed.Recipients)
+		}
 	}
 	third := mustSnapshot(t, main, "shop", second, content(3, 10))
 	if _, err := readAll(t.Context(), reader, third); err == nil {

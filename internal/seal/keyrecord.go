@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"filippo.io/age"
 
@@ -133,7 +134,10 @@ type KeyRecord struct {
 	// a new one.
 	Number     dr.Number  `json:"number"`
 	Generation Generation `json:"generation"`
-	Wraps      []Wrap     `json:"wraps"`
+	// Created is when the record was made, by the clock of who made it: for
+	// people. Zero in records of earlier versions.
+	Created time.Time `json:"created,omitzero"`
+	Wraps   []Wrap    `json:"wraps"`
 
 	body, mac []byte
 }
@@ -141,7 +145,7 @@ type KeyRecord struct {
 // EncodeKeyRecord returns the JSON of a record that carries s in the given
 // wraps, with its MAC as the last member.
 func EncodeKeyRecord(s *Secret, number dr.Number, wraps []Wrap) ([]byte, error) {
-	k := KeyRecord{Format: KeyRecordFormat, Repo: s.repo, Number: number, Generation: s.generation, Wraps: wraps}
+	k := KeyRecord{Format: KeyRecordFormat, Repo: s.repo, Number: number, Generation: s.generation, Created: time.Now().UTC().Truncate(time.Second), Wraps: wraps}
 	if err := k.check(); err != nil {
 		return nil, fmt.Errorf("key record: %w: %w", err, dr.ErrUsage)
 	}
