@@ -252,7 +252,7 @@ func (a *app) saveInit(path, raw, keyFile string, reg ocistore.Options) error {
 		edits = append(edits, func() (bool, error) { return config.SetTop(path, "key_file", keyFile) })
 	}
 	if reg.Fingerprint != "" || reg.CAFile != "" {
-		edits = append(edits, func() (bool, error) { return config.SetRegistry(path, reg.Fingerprint, reg.CAFile) })
+		edits = append(edits, func() (bool, error) { return config.SetRegistry(path, config.Registry{Fingerprint: reg.Fingerprint, CAFile: reg.CAFile}) })
 	}
 	for _, edit := range edits {
 		_, err := edit()

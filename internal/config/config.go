@@ -164,7 +164,7 @@ func Load(path string) (*Config, error) {
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("configuration %s: %w (%w)", path, dr.ErrNotFound, err)
+		return nil, fmt.Errorf("configuration %s does not exist: %w (%w)", path, dr.ErrNotFound, err)
 	} else if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/renameio/v2"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/dr"
 )
@@ -119,27 +121,60 @@ func SetTop(path, key, value string) (changed bool, err error) {
 	})
 }
 
-// SetRegistry writes how the registry is trusted (fingerprint or ca_file) into
-// the configuration file, with the same care and the same errors as AddSystem.
-func SetRegistry(path, fingerprint, caFile string) (changed bool, err error) {
-	values := map[string]string{}
-	if fingerprint != "" {
-		values["fingerprint"] = fingerprint
-	}
-	if caFile != "" {
-		values["ca_file"] = caFile
-	}
+// SetRegistry writes how the registry is trusted and logged in to into the
+// configuration file, with the same care and the same errors as AddSystem. What
+// r leaves empty stays as it is. A value that stands there already and differs
+// is an error that wraps dr.ErrHeld; nothing is written then.
+func SetRegistry(path string, r Registry) (changed bool, err error) {
 	return edit(path, func(c *Config, text []byte) ([]byte, error) {
-		want := *c
-		want.Registry.Fingerprint, want.Registry.CAFile = fingerprint, caFile
-		if sameConfig(c, &want) {
+		want, missing := *c, map[string]string{}
+		for key, value := range r.texts() {
+			have := want.Registry.texts()[key]
+			switch {
+			case *value == "" || *value == *have:
+			case *have == "":
+				*have, missing[key] = *value, *value
+			default:
+				return nil, fmt.Errorf("registry.%s stands in %s with another value (%s); edit it there: %w", key, path, *have, dr.ErrHeld)
+			}
+		}
+		if len(missing) == 0 {
 			return text, nil
 		}
-		if root, _ := parseNode(text); root != nil && has(root, "registry") {
-			return nil, fmt.Errorf("registry stands in %s already, with another fingerprint or ca_file; edit it there: %w", path, dr.ErrHeld)
+		root, err := parseNode(text)
+		if err != nil {
+			return nil, err
 		}
-		return insertTop(text, "registry", values, &want)
+		if key, value := find(root, "registry"); key != nil {
+			return insertBelow(text, root, key, value, missing, &want)
+		}
+		return insertTop(text, "registry", missing, &want)
 	})
+}
+
+// texts are the keys of the section and where their values are.
+func (r *Registry) texts() map[string]*string {
+	return map[string]*string{"ca_file": &r.CAFile, "fingerprint": &r.Fingerprint, "username": &r.Username, "password_file": &r.PasswordFile}
+}
+
+// CanEdit tells before other work begins whether the configuration file could
+// be written: its directory, or the nearest one above it that exists, lets this
+// process. It changes nothing. Errors wrap those of the system.
+func CanEdit(path string) error {
+	target, err := followLink(path)
+	if err != nil {
+		return fmt.Errorf("edit configuration: %w", err)
+	}
+	for dir := filepath.Dir(target); ; dir = filepath.Dir(dir) {
+		err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS)
+		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("configuration %s cannot be written: %w", path, &fs.PathError{Op: "write to", Path: dir, Err: err})
+		}
+		return nil
+	}
 }
 
 // edit locks, reads, lets f make the new text, and replaces the file.
@@ -340,6 +375,46 @@ func (h handwork) Unwrap() error { return ErrCannotEdit }
 
 func byHand(file, entry string) error { return handwork{file, strings.TrimRight(entry, "\n")} }
 
+// insertBelow adds texts to the mapping that stands under key, at its end.
+func insertBelow(text []byte, root, key, mapping *yaml.Node, values map[string]string, want *Config) ([]byte, error) {
+	t := newLines(text)
+	column := key.Column - 1 + indentUnit(root)
+	if mapping.Kind == yaml.MappingNode && len(mapping.Content) > 0 {
+		column = mapping.Content[0].Column - 1
+	}
+	var block strings.Builder
+	var flow []string
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		entry, err := entryText(name, values[name], 2, column)
+		if err != nil {
+			return nil, err
+		}
+		block.WriteString(entry)
+		if one, err := flowText(name, values[name]); err == nil {
+			flow = append(flow, one)
+		}
+	}
+	var tries [][]byte
+	switch {
+	case mapping.Kind == yaml.MappingNode && mapping.Style&yaml.FlowStyle != 0:
+		tries = t.insertFlow(root, mapping, strings.Join(flow, ", "))
+	case mapping.Kind == yaml.MappingNode:
+		for _, at := range t.ends(root, key, column) {
+			tries = append(tries, t.insert(at, block.String()))
+		}
+		tries = append(tries, t.insert(mapping.Content[0].Line-1, block.String()))
+	case isNull(mapping):
+		tries = append(tries, t.insert(key.Line, block.String()))
+	}
+	for _, try := range tries {
+		if got, err := Parse(want.Path, try); err == nil && sameConfig(got, want) {
+			return try, nil
+		}
+	}
+	entry, _ := entryText(key.Value, values, 2, 0)
+	return nil, byHand(want.Path, entry)
+}
+
 // insertTop puts a key after its commented example in the template, else
 // before the first key, else at the end.
 func insertTop(text []byte, key string, value any, want *Config) ([]byte, error) {
@@ -356,7 +431,11 @@ func insertTop(text []byte, key string, value any, want *Config) ([]byte, error)
 	if root == nil || root.Style&yaml.FlowStyle == 0 {
 		for i, line := range t.lines {
 			if strings.HasPrefix(strings.TrimLeft(strings.TrimPrefix(line, "#"), " "), key+":") && strings.HasPrefix(line, "#") {
-				tries = append(tries, t.insert(i+1, entry))
+				end := i + 1
+				for end < len(t.lines) && strings.HasPrefix(t.lines[end], "#  ") { // its keys, commented too
+					end++
+				}
+				tries = append(tries, t.insert(end, entry))
 			}
 		}
 		if root != nil && len(root.Content) > 0 {

@@ -172,7 +172,14 @@ func TestAddSystemMakesTheFile(t *testing.T) {
 func TestSetRegistry(t *testing.T) {
 	t.Parallel()
 	pin := "sha256:" + strings.Repeat("5f", 32)
-	for name, before := range map[string]string{"no file": "", "keys": "site: main\nstate_dir: /s\n", "flow": "{site: main}\n"} {
+	all := config.Registry{Fingerprint: pin, CAFile: "/ca.pem", Username: "backup", PasswordFile: "/pw"}
+	for name, before := range map[string]string{
+		"no file": "", "keys": "site: main\nstate_dir: /s\n", "flow": "{site: main}\n",
+		"half of it":      "registry:\n    # pinned by hand\n    fingerprint: " + pin + "\n\n# more\nsite: main\n",
+		"half in flow":    "registry: {ca_file: /ca.pem}\nsite: main\n",
+		"nothing in it":   "registry:\nsite: main\n",
+		"a commented one": "# registry:\n#   ca_file: /x\nsite: main\n",
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "lifeboat.yaml")
@@ -182,16 +189,21 @@ func TestSetRegistry(t *testing.T) {
 				}
 			}
 			for i, want := range []bool{true, false} {
-				if changed, err := config.SetRegistry(path, pin, "/ca.pem"); err != nil || changed != want {
+				if changed, err := config.SetRegistry(path, all); err != nil || changed != want {
 					t.Fatalf("run %d: changed %v, %v", i, changed, err)
 				}
 			}
 			c, err := config.Load(path)
-			if err != nil || c.Registry.Fingerprint != pin || c.Registry.CAFile != "/ca.pem" {
+			if err != nil || c.Registry != all || before != "" && c.Site != "main" {
 				t.Errorf("%+v, %v:\n%s", c, err, read(t, path))
 			}
-			if _, err := config.SetRegistry(path, "", "/other.pem"); !errors.Is(err, dr.ErrHeld) {
+			if _, err := config.SetRegistry(path, config.Registry{CAFile: "/other.pem"}); !errors.Is(err, dr.ErrHeld) {
 				t.Errorf("another certificate: %v", err)
+			}
+			for line := range strings.Lines(before) {
+				if strings.HasPrefix(strings.TrimSpace(line), "#") && !strings.Contains(read(t, path), line) {
+					t.Errorf("%q is gone:\n%s", line, read(t, path))
+				}
 			}
 		})
 	}

@@ -54,6 +54,11 @@ func (p *Problems) Error() string {
 // Unwrap makes a faulty configuration a usage error.
 func (p *Problems) Unwrap() error { return dr.ErrUsage }
 
+// Explain says what state things are in and what to do next.
+func (p *Problems) Explain() (state string, next []string) {
+	return "nothing was done", []string{"edit " + p.File + ", then run the same command again"}
+}
+
 func (p *Problems) sort() {
 	slices.SortStableFunc(p.List, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
 }

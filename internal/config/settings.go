@@ -148,7 +148,7 @@ func ReadSecretFile(path string) ([]byte, error) {
 	// checked must be what is read: open first, then ask the open file.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if os.IsNotExist(err) {
-		return nil, fmt.Errorf("secret file %s: %w", path, dr.ErrNotFound)
+		return nil, fmt.Errorf("secret file %s does not exist: %w", path, dr.ErrNotFound)
 	} else if err != nil {
 		return nil, fmt.Errorf("open secret file: %w", err)
 	}

@@ -9,14 +9,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"lifeboat/internal/dr"
-
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/dr"
 )
 
 // Kit is the content of a recovery kit.
@@ -126,6 +128,34 @@ func badLines(err error) string {
 	return strings.Join(lines, ",")
 }
 
+// CheckNew tells, before anything is made that a kit shall go with, whether
+// WriteFile could write there: the file does not exist, its directory does and
+// lets this process write. Errors wrap dr.ErrHeld (the file exists), dr.ErrUsage
+// (there is no such directory) or those of the system.
+func CheckNew(path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return held(path)
+	}
+	dir := filepath.Dir(path)
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("recovery kit %s: the directory %s does not exist: %w", path, dir, dr.ErrUsage)
+	case err != nil:
+		return fmt.Errorf("recovery kit: %w", err)
+	case !st.IsDir():
+		return fmt.Errorf("recovery kit %s: %s is not a directory: %w", path, dir, dr.ErrUsage)
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("recovery kit %s cannot be written: %w", path, &fs.PathError{Op: "write to", Path: dir, Err: err})
+	}
+	return nil
+}
+
+func held(path string) error {
+	return fmt.Errorf("%s exists already and is left as it is; choose another file for the recovery kit: %w", path, dr.ErrHeld)
+}
+
 // WriteFile writes the kit to a new file of mode 0600, durably. It never
 // overwrites: an existing file gives an error wrapping dr.ErrHeld.
 func WriteFile(path string, k Kit) error {
@@ -135,7 +165,7 @@ func WriteFile(path string, k Kit) error {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%s exists already and is left as it is; choose another file for the recovery kit: %w", path, dr.ErrHeld)
+		return held(path)
 	}
 	if err != nil {
 		return fmt.Errorf("write recovery kit: %w", err)
@@ -168,7 +198,7 @@ func write(f *os.File, raw []byte) error {
 func ReadFile(path string) (Kit, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return Kit{}, fmt.Errorf("recovery kit %s: %w", path, dr.ErrNotFound)
+		return Kit{}, fmt.Errorf("recovery kit %s does not exist: %w", path, dr.ErrNotFound)
 	}
 	if err != nil {
 		return Kit{}, fmt.Errorf("recovery kit: %w", err)

@@ -95,3 +95,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestCheckNew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "kit.txt")
+	if err := kit.CheckNew(file); err != nil {
+		t.Errorf("a new file: %v", err)
+	}
+	if err := kit.WriteFile(file, sample()); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]error{
+		file: dr.ErrHeld, filepath.Join(dir, "none", "kit.txt"): dr.ErrUsage, filepath.Join(file, "kit.txt"): dr.ErrUsage,
+	} {
+		if err := kit.CheckNew(name); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+}
