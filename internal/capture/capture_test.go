@@ -193,20 +193,22 @@ func TestFaultAroundTheFreeze(t *testing.T) {
 	}
 }
 
-// matrix runs one case for each store call of a run and each way in which it
-// can go wrong.
-func matrix(t *testing.T, calls []faults.Call, one func(t *testing.T, name string, f faults.Fault)) {
-	t.Logf("%d calls", len(calls))
+// mishaps lists what can go wrong with each store call of a run.
+func mishaps(calls []faults.Call) []faults.Fault {
+	var out []faults.Fault
 	for i, c := range calls {
-		for kind, how := range map[faults.Kind]string{faults.Before: "before", faults.After: "after", faults.Hang: "hang", faults.HangAfter: "hang-after"} {
-			writes := c.Op == faults.PutManifest || c.Op == faults.PutBlob
-			if !writes && (kind == faults.After || kind == faults.Hang && i%3 != 0) || kind == faults.HangAfter && c.Op != faults.PutManifest {
-				continue // reading has no effect to come before; each kind of call hangs somewhere
-			}
-			name := fmt.Sprintf("%d-%s-%s", i+1, c.Op, how)
-			t.Run(name, func(t *testing.T) { one(t, name, faults.Fault{Call: i + 1, Kind: kind}) })
+		kinds := []faults.Kind{faults.Before}
+		switch {
+		case c.Op == faults.PutManifest || c.Op == faults.PutBlob:
+			kinds = []faults.Kind{faults.Before, faults.After, faults.Hang, faults.HangAfter}
+		case i%3 == 0:
+			kinds = append(kinds, faults.Hang) // reading has no effect to come after
+		}
+		for _, k := range kinds {
+			out = append(out, faults.Fault{Call: i + 1, Kind: k})
 		}
 	}
+	return out
 }
 
 // Each store call of a first snapshot and of one that builds on it fails before
@@ -231,8 +233,6 @@ func TestStoreFaults(t *testing.T) {
 				s.Write(t, "layer:shop-web", "etc/other", "new")
 			}
 			base := b.Store
-			// A host of its own for each case: what it remembers is of that case.
-			// So that it may write, the main host's place is taken over in name.
 			host := "main"
 			probe := faults.New(t, base.Clone())
 			s.NewState(t)
@@ -240,40 +240,42 @@ func TestStoreFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			matrix(t, probe.Calls(), func(t *testing.T, name string, f faults.Fault) {
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				if f.Kind == faults.Hang || f.Kind == faults.HangAfter {
-					f.Do = cancel
-				}
-				bed := b.Fork()
-				inner := base.Clone()
-				s.NewState(t)
-				// Calls that run side by side come in another order now and then, so a
-				// fault may fall on another one; that it falls is all that counts.
-				st := faults.New(lenient{t}, inner, f)
-				_, first := snapshot(ctx, bed, host, s, st, capture.Options{})
-				snaps, claims := visible(t, bed, "observer", inner)
-				if len(claims) > 1 {
-					t.Fatalf("claims %+v", claims)
-				}
-				switch made := len(snaps) - before; {
-				case first == nil && made != 1, made < 0, made > 1:
-					t.Fatalf("error %v, and %d snapshots were made", first, made)
-				case first != nil && made == 1 && !errors.Is(first, dr.ErrOutcomeUnknown) && !strings.Contains(first.Error(), "is visible as"):
-					t.Fatalf("error %v does not say that the snapshot may be visible, and it is", first)
-				}
-				again, err := snapshot(t.Context(), bed, host, s, inner, capture.Options{})
-				if err != nil {
-					t.Fatalf("first: %v; again: %v", first, err)
-				}
-				if d := cmp.Diff(trees(want.Root), trees(again.Root)); d != "" {
-					t.Fatalf("first: %v; again differs:\n%s", first, d)
-				}
-				if snaps, claims = visible(t, bed, "observer", inner); len(claims) != 1 || snaps[len(snaps)-1].ID != again.Snapshot.ID {
-					t.Fatalf("%d claims, newest snapshot %s, want %s", len(claims), snaps[len(snaps)-1].ID.Short(), again.Snapshot.ID.Short())
-				}
-			})
+			for _, f := range capturetest.Some(t, 16, mishaps(probe.Calls())) {
+				t.Run(fmt.Sprintf("%d-%s-%d", f.Call, probe.Calls()[f.Call-1].Op, f.Kind), func(t *testing.T) {
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel()
+					if f.Kind == faults.Hang || f.Kind == faults.HangAfter {
+						f.Do = cancel
+					}
+					bed := b.Fork()
+					inner := base.Clone()
+					s.NewState(t)
+					// Calls that run side by side come in another order now and then, so a
+					// fault may fall on another one; that it falls is all that counts.
+					st := faults.New(lenient{t}, inner, f)
+					_, first := snapshot(ctx, bed, host, s, st, capture.Options{})
+					snaps, claims := visible(t, bed, "observer", inner)
+					if len(claims) > 1 {
+						t.Fatalf("claims %+v", claims)
+					}
+					switch made := len(snaps) - before; {
+					case first == nil && made != 1, made < 0, made > 1:
+						t.Fatalf("error %v, and %d snapshots were made", first, made)
+					case first != nil && made == 1 && !errors.Is(first, dr.ErrOutcomeUnknown) && !strings.Contains(first.Error(), "is visible as"):
+						t.Fatalf("error %v does not say that the snapshot may be visible, and it is", first)
+					}
+					again, err := snapshot(t.Context(), bed, host, s, inner, capture.Options{})
+					if err != nil {
+						t.Fatalf("first: %v; again: %v", first, err)
+					}
+					if d := cmp.Diff(trees(want.Root), trees(again.Root)); d != "" {
+						t.Fatalf("first: %v; again differs:\n%s", first, d)
+					}
+					if snaps, claims = visible(t, bed, "observer", inner); len(claims) != 1 || snaps[len(snaps)-1].ID != again.Snapshot.ID {
+						t.Fatalf("%d claims, newest snapshot %s, want %s", len(claims), snaps[len(snaps)-1].ID.Short(), again.Snapshot.ID.Short())
+					}
+				})
+			}
 		})
 	}
 }

@@ -610,7 +610,7 @@ func race(t *testing.T, class string, try func(context.Context, *ledger.Ledger, 
 		name          string
 		build         func(*testing.T) arena
 		beds, systems int
-	}{{"repository", repository, 3, 20}, {"without keys", withoutKeys, 400, 5}} {
+	}{{"repository", repository, 2, 15}, {"without keys", withoutKeys, 150, 5}} {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
 			for bed := range kind.beds {

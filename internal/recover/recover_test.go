@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -194,7 +193,7 @@ func TestFailoverStoreFaults(t *testing.T) {
 			cases = append(cases, faults.Fault{Call: i + 1, Kind: kind})
 		}
 	}
-	for _, f := range some(t, 10, cases) {
+	for _, f := range capturetest.Some(t, 10, cases) {
 		t.Run(fmt.Sprintf("%d-%d", f.Call, f.Kind), func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancel(t.Context())
@@ -229,19 +228,6 @@ func TestFailoverStoreFaults(t *testing.T) {
 	}
 }
 
-// some picks n of the cases at random, or all with LIFEBOAT_TEST_ALL set: a
-// case takes a second or two, most of it the two guardians of each freeze.
-func some[T any](t *testing.T, n int, cases []T) []T {
-	t.Helper()
-	if os.Getenv("LIFEBOAT_TEST_ALL") != "" {
-		return cases
-	}
-	seed := rand.Uint64()
-	t.Logf("%d of %d cases, seed %d", min(n, len(cases)), len(cases), seed)
-	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(cases), func(i, k int) { cases[i], cases[k] = cases[k], cases[i] })
-	return cases[:min(n, len(cases))]
-}
-
 // lenient does not mind a fault that fell on nothing: calls that run side by
 // side, and looks for the other side's word, are not the same number each time.
 type lenient struct{ *testing.T }
@@ -268,7 +254,7 @@ func TestFailoverEngineFaults(t *testing.T) {
 			cases = append(cases, f)
 		}
 	}
-	for _, f := range some(t, 6, cases) {
+	for _, f := range capturetest.Some(t, 6, cases) {
 		t.Run(fmt.Sprintf("%s-%d-%d", strings.Trim(strings.ReplaceAll(f.Path, "/", "-"), "-"), f.Skip, f.Kind), func(t *testing.T) {
 			t.Parallel()
 			fork := b.Fork()
@@ -370,7 +356,7 @@ func TestFailbackStoreFaults(t *testing.T) {
 			cases = append(cases, mishap{name, faults.Fault{Op: op, Call: []int{1, 3, 9, 27}[(i+side)%4], Kind: faults.Before}})
 		}
 	}
-	cases = some(t, 4, cases)
+	cases = capturetest.Some(t, 4, cases)
 	var struck atomic.Int64
 	t.Cleanup(func() {
 		if n := int(struck.Load()); n == 0 {
