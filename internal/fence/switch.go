@@ -46,6 +46,9 @@ type Move struct {
 	Snapshot *dr.SnapshotID `json:"snapshot,omitempty"`
 	Why      string         `json:"why,omitempty"`
 	Created  time.Time      `json:"created"`
+	// Stopped is when the giver began to stop the system, by its own clock; in an
+	// offer. It tells how long the service was down, and decides nothing.
+	Stopped *time.Time `json:"stopped,omitempty"`
 	// Number is that of the record's tag. Numbers grow; those that somebody
 	// squats on are missing.
 	Number dr.Number `json:"-"`

@@ -101,7 +101,7 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 		}
 	}
 	p.Notes = append(p.Notes, notWhole(b.captured.Trees)...)
-	return p, nil
+	return p, b.estimate(ctx, p)
 }
 
 func (b *bringUp) planObjects(p *Plan) {

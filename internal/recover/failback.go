@@ -46,6 +46,8 @@ type taker struct {
 	result  *Result
 	known   []*dr.Root
 	giver   chan error
+	// began is when this run began to act: after the question was answered.
+	began time.Time
 }
 
 // Failback takes a system over from the site that holds it, with nothing lost
@@ -93,11 +95,13 @@ func (t *taker) run(ctx context.Context) error {
 	if err := t.preview(ctx, claims); err != nil || t.o.DryRun {
 		return err
 	}
+	t.began = time.Now()
 	t.journal, err = plan.Open(path, plan.Header{Operation: "failback", System: t.o.System})
 	if err != nil {
 		return err
 	}
 	defer t.journal.Close()
+	t.result.began(t.journal)
 	move, err := t.begin(ctx, claims, last)
 	if err != nil {
 		return err
@@ -123,7 +127,6 @@ func (t *taker) run(ctx context.Context) error {
 			t.o.Progress.Note("the other side ended with: " + err.Error())
 		}
 	}
-	t.result.RTO = time.Since(t.journal.Header().Started)
 	return t.journal.End()
 }
 
@@ -355,6 +358,7 @@ func (t *taker) takeOver(ctx context.Context, claims []fence.Claim, moves []fenc
 	if err != nil {
 		return t.lost(ctx, err)
 	}
+	t.result.serves(t.began, move.Stopped)
 	t.o.Hook("claimed")
 	t.result.Epoch = claim.Epoch
 	t.result.Ports, err = b.published(ctx)

@@ -82,6 +82,7 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 			return res, err
 		}
 	}
+	acting := time.Now()
 	b.journal, err = plan.Open(path, header)
 	if err != nil {
 		return res, err
@@ -96,6 +97,7 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 			return res, err
 		}
 	}
+	res.began(b.journal)
 	steps := append(b.steps(),
 		plan.Step{ID: "claim", Title: "claim the epoch", Do: func(ctx context.Context) error { return b.claimForFailover(ctx, res) }},
 		plan.Step{ID: "start", Title: "start, wait until healthy", Do: b.start},
@@ -105,13 +107,13 @@ func Failover(ctx context.Context, d Deps, o FailoverOptions) (*Result, error) {
 	if err != nil {
 		return res, err
 	}
+	res.serves(acting, nil)
 	if res.NotKept, err = b.notKept(); err != nil {
 		return res, err
 	}
 	if err := b.journal.End(); err != nil {
 		return res, err
 	}
-	res.RTO = time.Since(b.journal.Header().Started)
 	res.Ports, err = b.published(ctx)
 	return res, err
 }

@@ -215,6 +215,11 @@ func (g *giver) handOver(ctx context.Context, moves []fence.Move, move fence.Mov
 	if err != nil {
 		return err
 	}
+	stoppedAt := time.Now().UTC()
+	if _, err := g.journal.Fact("stopped-at:"+move.ID, &stoppedAt); err != nil {
+		return err
+	}
+	move.Stopped = &stoppedAt
 	g.o.Hook("stopped")
 	res, err := g.snapshot(ctx, list)
 	if err != nil {
@@ -253,6 +258,9 @@ func (g *giver) stop(ctx context.Context, id string) ([]stopped, error) {
 			return nil, err
 		}
 		if err := g.journal.SetFact("stopped", list); err != nil {
+			return nil, err
+		}
+		if err := g.journal.SetFact("stopped-at:"+id, time.Now().UTC()); err != nil {
 			return nil, err
 		}
 	}

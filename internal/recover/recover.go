@@ -112,8 +112,15 @@ type Result struct {
 	Epoch    dr.Epoch
 	// DataAge is how old the data was when the command began.
 	DataAge time.Duration
-	// RTO is the time from the command to a healthy system.
-	RTO     time.Duration
+	// RTO is the time from this command, its question answered, to a healthy
+	// system that holds its epoch.
+	RTO time.Duration
+	// Since is when the first of several runs began, of which the earlier ones
+	// were cut off; zero where this one did it alone.
+	Since time.Time
+	// Down is how long the service did not answer in a planned move: from the stop
+	// at the giving site, by its clock, to a healthy system here. -1: not known.
+	Down    time.Duration
 	Steps   []plan.Report
 	Plan    *Plan
 	Ports   []Published
@@ -121,6 +128,22 @@ type Result struct {
 	Kept    *repo.Snapshot
 	// NotKept says, in degraded mode, what of the snapshot is not here.
 	NotKept []dr.CoverageItem
+}
+
+// began notes that an earlier run is continued.
+func (r *Result) began(j *plan.Journal) {
+	r.Down = -1
+	if j.Resumed() {
+		r.Since = j.Header().Started
+	}
+}
+
+// serves notes that the system serves here from now on.
+func (r *Result) serves(began time.Time, stopped *time.Time) {
+	r.RTO = time.Since(began)
+	if stopped != nil {
+		r.Down = max(time.Since(*stopped), 0)
+	}
 }
 
 type silent struct{}

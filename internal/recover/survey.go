@@ -29,6 +29,11 @@ type Plan struct {
 	Conflicts []plan.Conflict `json:"conflicts"`
 	// Notes are what the operator should know.
 	Notes []string `json:"notes"`
+	// FetchAtMost bounds the bytes to be fetched from the repository, before
+	// compression; FetchExpected is what it is if the system's data here did not
+	// change since the last snapshot that was taken or brought up here.
+	FetchAtMost   int64 `json:"fetch_at_most"`
+	FetchExpected int64 `json:"fetch_expected"`
 	// Touches is true where something that exists is stopped or rewritten.
 	Touches bool `json:"touches_existing"`
 }
