@@ -8,6 +8,7 @@ import (
 	"lifeboat/internal/cut"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
+	"lifeboat/internal/engine/layerstore"
 	"lifeboat/internal/layer"
 )
 
@@ -106,33 +107,27 @@ func (r *run) reuseImage(ctx context.Context, im dr.Image) (bool, error) {
 	return all, flush()
 }
 
-// captureImage reads an image from the engine and stores it as split layers.
+// captureImage stores an image as split layers: from the engine's own store
+// where that can be read, else from the archive that the engine makes.
 func (r *run) captureImage(ctx context.Context, im engine.Image) (dr.Image, error) {
 	var out dr.Image
 	want, err := layer.ParseDigest(im.ID)
 	if err != nil {
 		return out, err
 	}
-	archive, err := r.deps.Engine.SaveImage(ctx, im.ID)
-	if err != nil {
-		return out, err
-	}
-	defer archive.Close()
 	cutter := cut.New(r.deps.Repo.CutKey())
-	got, err := layer.Capture(ctx, counting{archive, r.opts.Progress}, layer.CaptureOptions{
+	o := layer.CaptureOptions{
 		Want: []layer.Digest{want}, Sink: r.writer, Cutter: cutter,
 		Platform: layer.Platform{OS: im.OS, Arch: im.Arch, Variant: im.Variant},
-	})
+	}
+	rec, err := r.readImage(ctx, want, o)
+	if err != nil && ctx.Err() == nil {
+		r.deps.Log.Debug("the engine's layer store was not read; saving the image instead", "image", im.ID, "reason", err)
+		rec, err = r.saveImage(ctx, im, o)
+	}
 	if err != nil {
 		return out, err
 	}
-	if len(got) != 1 {
-		return out, fmt.Errorf("the engine's archive gave %d images, want one", len(got))
-	}
-	if got[0].Err != nil {
-		return out, got[0].Err
-	}
-	rec := got[0].Record
 	refs, err := layer.Encode(ctx, r.writer, cutter, rec)
 	if err != nil {
 		return out, err
@@ -141,6 +136,52 @@ func (r *run) captureImage(ctx context.Context, im engine.Image) (dr.Image, erro
 		ID: im.ID, ConfigDigest: string(rec.Config.Digest), Tags: im.Tags, Digests: im.Digests,
 		OS: im.OS, Arch: im.Arch, Variant: im.Variant, Record: refs, Bytes: rec.Bytes(),
 	}, nil
+}
+
+// readImage reads an image where the engine keeps it.
+func (r *run) readImage(ctx context.Context, id layer.Digest, o layer.CaptureOptions) (*layer.ImageRecord, error) {
+	if d := r.system.Engine.StorageDriver; r.system.Engine.ContainerdStore || d != layerstore.Driver {
+		return nil, fmt.Errorf("storage driver %s: %w", d, layerstore.ErrNotHere)
+	}
+	root, err := r.system.HostFS.Path(r.system.HostFS.RootDir)
+	if err != nil {
+		return nil, err
+	}
+	store, err := layerstore.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	img, err := store.Image(string(id))
+	if err != nil {
+		return nil, err
+	}
+	return layer.CaptureDirect(ctx, id, img.Config, func(d layer.Digest) (io.ReadCloser, error) {
+		l, err := img.Layer(string(d))
+		if err != nil {
+			return nil, err
+		}
+		return struct {
+			io.Reader
+			io.Closer
+		}{counting{l, r.opts.Progress}, l}, nil
+	}, o)
+}
+
+// saveImage reads an image from the archive that the engine makes of it.
+func (r *run) saveImage(ctx context.Context, im engine.Image, o layer.CaptureOptions) (*layer.ImageRecord, error) {
+	archive, err := r.deps.Engine.SaveImage(ctx, im.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer archive.Close()
+	got, err := layer.Capture(ctx, counting{archive, r.opts.Progress}, o)
+	if err != nil {
+		return nil, err
+	}
+	if len(got) != 1 {
+		return nil, fmt.Errorf("the engine's archive gave %d images, want one", len(got))
+	}
+	return got[0].Record, got[0].Err
 }
 
 // counting tells of the bytes that are read through it.
