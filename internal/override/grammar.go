@@ -380,7 +380,7 @@ func (s *Set) putLimit(container, field string, value *string) error {
 		n := int64(0)
 		if !lift {
 			var err error
-			if n, err = quantity.ParseSize(*value); err != nil {
+			if n, err = quantity.ParseMemory(*value); err != nil {
 				return syntaxf("memory: %w", err)
 			}
 			if n < 6<<20 {

@@ -71,7 +71,7 @@ func TestParsePairRefuses(t *testing.T) {
 		"networks.n.subnet=10.0.0.1/24": "not a subnet",
 		"networks.n.gateway=x":          "not an address",
 		"networks.n.name":               "has no value",
-		"limits.web.memory=512m":        "ambiguous",
+		"limits.web.memory=512q":        "not a size",
 		"limits.web.memory=1MiB":        "at least",
 		"limits.web.cpus=NaN":           "not a number of processors",
 		"limits.web.cpus=0":             "not a number of processors",

@@ -47,6 +47,25 @@ func ParseSize(s string) (int64, error) {
 	return parse(s, sizeUnits, "a size such as 64MiB or 1.5GB")
 }
 
+// ParseMemory is ParseSize that also takes Docker's notation for memory: k, m, g
+// and t, small or capital, are powers of 1024 there. The error wraps ErrSyntax.
+func ParseMemory(s string) (int64, error) {
+	t := strings.TrimSpace(s)
+	switch n := len(t); {
+	case n > 0 && strings.ContainsRune("kKmMgGtT", rune(t[n-1])):
+		t = t[:n-1] + strings.ToUpper(t[n-1:]) + "iB"
+	case n > 0 && t[n-1] == 'b':
+		t = t[:n-1] + "B"
+	default:
+		return ParseSize(s)
+	}
+	n, err := ParseSize(t)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a size such as 512m, 64MiB or 1.5GB: %w", s, ErrSyntax)
+	}
+	return n, nil
+}
+
 // ParseRate reads a rate in bytes per second: a size followed by "/s", or
 // kbit/s, Mbit/s, Gbit/s as network people write it. "0" means no limit to
 // those who ask for one. The error wraps ErrSyntax.

@@ -27,6 +27,16 @@ func TestParseSize(t *testing.T) {
 			t.Errorf("ParseSize(%q) = %d, %v; want ErrSyntax", in, got, err)
 		}
 	}
+	for in, want := range map[string]int64{"512m": 512 << 20, "1G": 1 << 30, "1.5g": 3 << 29, "64k": 64 << 10, "1t": 1 << 40, "100b": 100, "64MiB": 64 << 20, "5MB": 5e6, "0": 0} {
+		if got, err := quantity.ParseMemory(in); err != nil || got != want {
+			t.Errorf("memory %q: %d, %v, want %d", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "m", "64", "-1m", "1mm", "x"} {
+		if got, err := quantity.ParseMemory(in); !errors.Is(err, quantity.ErrSyntax) {
+			t.Errorf("memory %q: %d, %v", in, got, err)
+		}
+	}
 	if _, err := quantity.ParseSize("512m"); err == nil || !strings.Contains(err.Error(), "MiB") {
 		t.Errorf("ambiguous unit: error %v does not name both meanings", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"strings"
 )
 
 // Mark stands where a secret was.
@@ -21,31 +22,49 @@ const Mark = "***"
 type rule struct {
 	re   *regexp.Regexp
 	with string
+	// keep tells that a match is no secret; nil: none is.
+	keep func(match string) bool
 }
 
 // rules is read-only after initialisation.
 var rules = []rule{
 	// scheme://user:password@host: the authority ends at / ? # or white space;
-	// the last @ in it ends the user information.
-	{regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#"'<>]+@`), "${1}" + Mark + "@"},
+	// the last @ in it ends the user information. A name alone may be a token,
+	// except with ssh.
+	{regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#"'<>]+@`), "${1}" + Mark + "@", sshUser},
 	// Authorization: Basic …, Proxy-Authorization: …, also as printed by Go ([Bearer …])
 	// or JSON, where the value may be quoted.
-	{regexp.MustCompile(`(?i)(authorization["']?\s*[:=]\s*[\["']*)(?:(?:basic|bearer|digest|negotiate|aws4-hmac-sha256)\s+)?[^\s"'\]]+`), "${1}" + Mark},
-	{regexp.MustCompile(`(?i)(\b(?:basic|bearer)\s+)[A-Za-z0-9+/._~=-]{16,}`), "${1}" + Mark},
-	{regexp.MustCompile(`(?i)AGE-SECRET-KEY-(?:PQ-)?1[A-Z0-9]+`), Mark},
+	{regexp.MustCompile(`(?i)(authorization["']?\s*[:=]\s*[\["']*)(?:(?:basic|bearer|digest|negotiate|aws4-hmac-sha256)\s+)?[^\s"'\]]+`), "${1}" + Mark, nil},
+	{regexp.MustCompile(`(?i)(\b(?:basic|bearer)\s+)[A-Za-z0-9+/._~=-]{16,}`), "${1}" + Mark, nil},
+	{regexp.MustCompile(`(?i)AGE-SECRET-KEY-(?:PQ-)?1[A-Z0-9]+`), Mark, nil},
 	// Pre-signed URLs of object stores and tokens in query strings.
-	{regexp.MustCompile(`(?i)([?&;](?:x-amz-(?:signature|credential|security-token)|x-goog-signature|signature|sig|temp_url_sig|token|access_token|refresh_token|password|passwd|secret|api_key|apikey)=)[^&\s"'<>]+`), "${1}" + Mark},
-	{regexp.MustCompile(`(?i)(["'](?:password|identitytoken|registrytoken|access_token|refresh_token|secret|auth)["']\s*:\s*["'])[^"']+`), "${1}" + Mark},
-	{regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|$)`), "${1}" + Mark + "${2}"},
+	{regexp.MustCompile(`(?i)([?&;](?:x-amz-(?:signature|credential|security-token)|x-goog-signature|signature|sig|temp_url_sig|token|access_token|refresh_token|password|passwd|secret|api_key|apikey)=)[^&\s"'<>]+`), "${1}" + Mark, nil},
+	{regexp.MustCompile(`(?i)(["'](?:password|identitytoken|registrytoken|access_token|refresh_token|secret|auth)["']\s*:\s*["'])[^"']+`), "${1}" + Mark, nil},
+	{regexp.MustCompile(`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(-----END [A-Z ]*PRIVATE KEY-----|$)`), "${1}" + Mark + "${2}", nil},
 }
 
 // String returns s without the secrets that it recognises. It is idempotent
 // and safe for concurrent use.
 func String(s string) string {
 	for _, r := range rules {
-		s = r.re.ReplaceAllString(s, r.with)
+		if r.keep == nil {
+			s = r.re.ReplaceAllString(s, r.with)
+			continue
+		}
+		s = r.re.ReplaceAllStringFunc(s, func(m string) string {
+			if r.keep(m) {
+				return m
+			}
+			return r.re.ReplaceAllString(m, r.with)
+		})
 	}
 	return s
+}
+
+// sshUser matches ssh://user@, which names a login and no secret.
+func sshUser(match string) bool {
+	user, ok := strings.CutPrefix(strings.ToLower(match), "ssh://")
+	return ok && !strings.Contains(user, ":") && strings.Count(user, "@") == 1
 }
 
 // Error returns an error that prints redacted and still matches err by

@@ -56,7 +56,8 @@ type Steps struct {
 	Steps []Step
 }
 
-// Render draws one line a step: mark, number, what, state, how long, detail.
+// Render draws one line a step: mark, number, what, state, how long, and the
+// first line of the detail: a log, say, has its place below the table.
 // Before anything ran, states and times are left out.
 func (s Steps) Render(c *Canvas) {
 	ran := false
@@ -82,7 +83,8 @@ func (s Steps) Render(c *Canvas) {
 			}
 			row = append(row, string(state), took)
 		}
-		t.Rows = append(t.Rows, append(row, st.Detail))
+		detail, _, _ := strings.Cut(st.Detail, "\n")
+		t.Rows = append(t.Rows, append(row, strings.TrimRight(detail, "\r")))
 		marks = append(marks, st.State.mark())
 	}
 	t.render(c, marks)

@@ -84,7 +84,7 @@ func TestSteps(t *testing.T) {
 		{Title: "fill volume shop_db", State: ui.StepRunning, Detail: "12 MiB"},
 		{Title: "create network", State: ui.StepSkipped, Detail: "is there"},
 		{Title: "claim epoch 3", State: ui.StepUnknown},
-		{Title: "start db", State: ui.StepFailed},
+		{Title: "start db", State: ui.StepFailed, Detail: "it ended; its last lines:\r\n    panic: x\n"},
 		{Title: "start web"},
 	}}
 	want := `Plan of failover shop
@@ -93,7 +93,7 @@ func TestSteps(t *testing.T) {
 ▸  2  fill volume shop_db  running         12 MiB
 –  3  create network       skipped         is there
 ?  4  claim epoch 3        unknown
-✗  5  start db             failed
+✗  5  start db             failed          it ended; its last lines:
 ·  6  start web            pending
 `
 	if d := cmp.Diff(want, show(t, steps, inUTF8)); d != "" {
