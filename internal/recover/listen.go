@@ -54,6 +54,7 @@ func listening(pid int, published []engine.InventoryContainer) []plan.Port {
 		}
 		out = append(out, p)
 	}
+	//lint:ignore SA1019 netlink, which is named instead, speaks of this process's own namespace only
 	for _, read := range []func() (procfs.NetTCP, error){fs.NetTCP, fs.NetTCP6} {
 		lines, _ := read()
 		for _, l := range lines {
