@@ -223,7 +223,9 @@ type CoverageItem struct {
 	// network:NAME, image:NAME (its id where it has none), device:PATH, tmpfs:CONTAINER:PATH …
 	Object   string `json:"object"`
 	Captured bool   `json:"captured"`
-	// Reason is empty for what is captured whole; else why not, or what of it is lost.
+	// Partial: it is captured, and Reason says what of it is lost.
+	Partial bool `json:"partial,omitempty"`
+	// Reason says why it is not captured, what of it is lost, or what else to know.
 	Reason string `json:"reason,omitempty"`
 	// Bytes is the size where it is known, -1 else.
 	Bytes int64 `json:"bytes"`

@@ -27,6 +27,15 @@ func (d *discovery) item(object string, captured bool, reasons ...string) {
 	d.sys.Coverage = append(d.sys.Coverage, dr.CoverageItem{Object: object, Captured: captured, Reason: join(reasons), Bytes: -1})
 }
 
+// part is item for what is captured except for what lost names, if anything;
+// notes are only worth knowing.
+func (d *discovery) part(object string, lost []string, notes ...string) {
+	reason := join(lost)
+	d.sys.Coverage = append(d.sys.Coverage, dr.CoverageItem{
+		Object: object, Captured: true, Partial: reason != "", Reason: join(append([]string{reason}, notes...)), Bytes: -1,
+	})
+}
+
 // join makes one text of what is not empty.
 func join(reasons []string) string {
 	return strings.Join(slices.DeleteFunc(slices.Clone(reasons), func(s string) bool { return s == "" }), "; ")
@@ -73,7 +82,7 @@ func (d *discovery) coverVolumes() {
 		if dev := v.Options["device"]; dev != "" {
 			note = join([]string{note, "its option device=" + dev + " must be possible at the other site"})
 		}
-		d.item("volume:"+v.Name, true, note, d.kept(false), alsoUsed(v.UsedBy))
+		d.part("volume:"+v.Name, []string{d.kept(false)}, note, alsoUsed(v.UsedBy))
 	}
 }
 
@@ -142,7 +151,7 @@ func (d *discovery) coverBinds() {
 				}
 			}
 		}
-		d.item(object, true, append(nested, d.kept(false), alsoUsed(b.UsedBy))...)
+		d.part(object, append(nested, d.kept(false)), alsoUsed(b.UsedBy))
 	}
 }
 

@@ -22,9 +22,10 @@ func (d *discovery) coverContainers() {
 		item := dr.CoverageItem{Object: "container:" + in.name, Captured: true, Bytes: -1}
 		if d.missingImages[in.Image] != "" {
 			notes = append(notes, "its image is not captured")
+			item.Partial = true
 		}
 		if why := refused(in, self, reserved); why != "" {
-			item.Refused, item.Captured = true, false
+			item.Refused, item.Captured, item.Partial = true, false, false
 			notes = append([]string{why}, notes...)
 		}
 		item.Reason = join(notes)
@@ -32,7 +33,7 @@ func (d *discovery) coverContainers() {
 		if l := d.notes["layer:"+in.name]; len(l) > 0 {
 			d.item("layer:"+in.name, false, l...)
 		} else {
-			d.item("layer:"+in.name, true, d.kept(true))
+			d.part("layer:"+in.name, []string{d.kept(true)})
 		}
 		d.coverDevices(in)
 		for _, m := range c.Mounts {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -60,15 +61,24 @@ func choose(all []container.Summary, sel Selector) ([]container.Summary, error) 
 			return nil, fmt.Errorf("project %q of Compose has no containers on this engine%s: %w", sel.Project, nearNames(sel.Project, "projects", known), dr.ErrNotFound)
 		}
 	}
+	var missing []error // every one of them is told
 	for _, want := range sel.Containers {
 		c, err := find(all, want)
 		if err != nil {
-			return nil, err
+			missing = append(missing, err)
+			continue
 		}
 		if isHelper(c.Labels) {
 			return nil, fmt.Errorf("container %q is a helper of Lifeboat itself and cannot be part of a system: %w", want, dr.ErrUsage)
 		}
 		picked[c.ID] = c
+	}
+	switch len(missing) {
+	case 0:
+	case 1:
+		return nil, missing[0]
+	default:
+		return nil, errors.Join(missing...)
 	}
 	out := slices.Collect(maps.Values(picked))
 	slices.SortFunc(out, func(a, b container.Summary) int { return strings.Compare(listName(a), listName(b)) })

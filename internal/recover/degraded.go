@@ -432,7 +432,7 @@ func (b *bringUp) notKept() ([]dr.CoverageItem, error) {
 			return nil, err
 		}
 		if what != "" {
-			out = append(out, dr.CoverageItem{Object: o, Captured: true, Reason: what, Bytes: -1})
+			out = append(out, dr.CoverageItem{Object: o, Captured: true, Partial: true, Reason: what, Bytes: -1})
 		}
 	}
 	return out, nil
