@@ -29,7 +29,8 @@ type app struct {
 		config, repo                                      string
 		json, quiet, yes, insecure, acceptOlder, kitStdin bool
 	}
-	started bool // the command's own code has begun
+	started bool           // the command's own code has begun
+	cmd     *cobra.Command // once it has
 	printer *ui.Printer
 	log     *slog.Logger
 	cfg     *config.Config
@@ -46,7 +47,7 @@ func newApp(p process) *app {
 
 // begin runs before a command's own code.
 func (a *app) begin(cmd *cobra.Command) error {
-	a.started = true
+	a.started, a.cmd = true, cmd
 	level, err := logLevel(a.env(envLog))
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,7 +87,7 @@ func (a *app) runFailback(ctx context.Context, name, from string, patience time.
 		Options: o, DryRun: f.dryRun, Confirm: a.confirmPlan(ctx), Giver: giver, Patience: patience,
 	})
 	ans, views := a.bringAnswer(w, sys, res, f.dryRun)
-	return a.answerBring(ans, views, explainBring("failback", name, err))
+	return a.answerBring(ans, views, a.explainBring("failback", name, res, err))
 }
 
 // otherSide gives what runs the giving side at the engine of the site that
@@ -108,6 +109,19 @@ func (a *app) otherSide(ctx context.Context, w *world, sys dr.System, from strin
 	if err := config.CheckEngine(from); err != nil {
 		return nil, fmt.Errorf("--from: %w", err)
 	}
+	// Looked at before anything is asked or recorded: an address that leads
+	// nowhere must not begin a move.
+	if err := reachEngine(ctx, from, a.Log()); err != nil {
+		return nil, ui.Explained{
+			What:  fmt.Sprintf("the engine of site %s (%s) does not answer: %v", holder.Site, from, err),
+			State: "nothing was done",
+			Next: []string{
+				"mend --from or sites." + string(holder.Site) + ".engine in " + a.ConfigPath(),
+				fmt.Sprintf("or run there: lifeboat switchover %s --to %s, and here the same command without --from", sys, w.site),
+			},
+			Err: err,
+		}
+	}
 	bundle, err := a.bundle(ctx, w)
 	if err != nil {
 		return nil, err
@@ -121,6 +135,16 @@ func (a *app) otherSide(ctx context.Context, w *world, sys dr.System, from strin
 		defer e.Close()
 		return a.helperRun(ctx, e, []string{"switchover", string(sys), "--to", string(w.site), "--yes", "--quiet"}, bundle)
 	}, nil
+}
+
+// reachEngine asks an engine for its version.
+func reachEngine(ctx context.Context, host string, log *slog.Logger) error {
+	e, err := engine.Open(ctx, engine.Options{Host: host, Log: log})
+	if err != nil {
+		return err
+	}
+	_, err = e.Info(ctx)
+	return errors.Join(err, e.Close())
 }
 
 func newSwitchoverCmd(a *app) *cobra.Command {
@@ -169,6 +193,14 @@ func (a *app) runSwitchover(ctx context.Context, name string, to dr.Site, takeBa
 		return err
 	}
 	defer w.close()
+	if to == w.site {
+		return ui.Explained{
+			What:  fmt.Sprintf("this is site %s: a system cannot be handed over to the site that it is at", w.site),
+			State: "nothing was done",
+			Next:  []string{fmt.Sprintf("at the site that takes it over: lifeboat failback %s; here: lifeboat switchover %s --to THAT-SITE", sys, sys)},
+			Err:   dr.ErrUsage,
+		}
+	}
 	unlock, err := w.state.Lock(sys)
 	if err != nil {
 		return err

@@ -11,7 +11,6 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/override"
 	"lifeboat/internal/plan"
-	"lifeboat/internal/quantity"
 	recovery "lifeboat/internal/recover"
 	"lifeboat/internal/ui"
 )
@@ -93,6 +92,11 @@ type bringAnswer struct {
 	Steps        []plan.Report        `json:"steps"`
 	Ports        []recovery.Published `json:"ports"`
 	Plan         *recovery.Plan       `json:"plan,omitempty"`
+	// FirstBegan is set where this run continued an earlier one.
+	FirstBegan *time.Time `json:"first_began,omitempty"`
+	// DownMS is how long the service did not answer in a planned move; absent
+	// where it is not known.
+	DownMS *int64 `json:"down_ms,omitempty"`
 	// NotKept is what the degraded mode could not lay down.
 	NotKept []dr.CoverageItem `json:"not_kept,omitempty"`
 }
@@ -145,14 +149,40 @@ func (a *app) failover(ctx context.Context, w *world, name, snapshot string, f b
 	if err := a.sweep(ctx, w); err != nil {
 		return nil, nil, err
 	}
+	living, err := w.living(ctx, sys)
+	if err != nil {
+		return nil, nil, err
+	}
+	confirm := a.confirmPlan(ctx)
 	res, err := recovery.Failover(ctx, w.recoverDeps(a), recovery.FailoverOptions{
-		Options: o, Snapshot: snapshot, DryRun: f.dryRun, Confirm: a.confirmPlan(ctx),
+		Options: o, Snapshot: snapshot, DryRun: f.dryRun, Confirm: func(p *recovery.Plan) error {
+			p.Notes = append(p.Notes, living...)
+			return confirm(p)
+		},
 	})
+	if f.dryRun && res != nil && res.Plan != nil {
+		res.Plan.Notes = append(res.Plan.Notes, living...)
+	}
 	ans, views := a.bringAnswer(w, sys, res, f.dryRun)
 	if err == nil && w.degraded && !f.dryRun {
 		return ans, append(views, notKept(ans.NotKept)), errDegradedFailover()
 	}
-	return ans, views, explainBring("failover", name, err)
+	return ans, views, a.explainBring("failover", name, res, err)
+}
+
+// living says what to do instead if the site that holds the system still
+// serves it; nothing where nobody else holds it.
+func (w *world) living(ctx context.Context, sys dr.System) ([]string, error) {
+	claims, err := w.ledger.Claims(ctx, sys)
+	if err != nil || len(claims) == 0 {
+		return nil, err
+	}
+	holder := claims[len(claims)-1]
+	if holder.Host == w.repo.HostID() {
+		return nil, nil
+	}
+	return []string{fmt.Sprintf("site %s holds this system. If it still serves, move the system instead, which loses nothing: lifeboat failback %s here, and at %s lifeboat switchover %s --to %s",
+		holder.Site, sys, holder.Site, sys, w.site)}, nil
 }
 
 func notKept(items []dr.CoverageItem) ui.View {
@@ -206,102 +236,32 @@ func (a *app) bringAnswer(w *world, sys dr.System, res *recovery.Result, dryRun 
 	if res.Kept != nil {
 		ans.Divergent = &res.Kept.ID
 	}
+	if !res.Since.IsZero() {
+		ans.FirstBegan = &res.Since
+	}
+	if res.Down >= 0 && len(res.Steps) > 0 {
+		down := res.Down.Milliseconds()
+		ans.DownMS = &down
+	}
 	if len(res.Steps) == 0 {
 		return ans, planViews(res.Plan)
 	}
 	return ans, resultViews(ans)
 }
 
-func planViews(p *recovery.Plan) []ui.View {
-	age := quantity.Duration(time.Duration(p.DataAgeS) * time.Second)
-	if p.Move {
-		age += ": the plan is made with it; what was written since comes along"
-	} else {
-		age += ": what was written after that is not in it"
-	}
-	views := []ui.View{ui.Fields{
-		{Name: "system", Value: string(p.System)},
-		{Name: "snapshot", Value: p.Snapshot.Short() + " of " + p.Created},
-		{Name: "data age", Value: age},
-	}}
-	t := ui.Table{Title: "plan", Columns: []ui.Column{{Title: "object"}, {Title: "action"}, {Title: "size", Right: true}}}
-	for _, im := range p.Images {
-		action := "fetch"
-		if im.Here {
-			action = "is here"
-		}
-		t.Rows = append(t.Rows, []string{"image " + im.Name, action, bytesText(im.Bytes)})
-	}
-	for _, o := range p.Objects {
-		size := ""
-		if o.Bytes > 0 {
-			size = bytesText(o.Bytes)
-		}
-		t.Rows = append(t.Rows, []string{o.Object, o.Action, size})
-	}
-	views = append(views, t)
-	if len(p.Changes) > 0 {
-		c := ui.Table{Title: "overrides of this site", Columns: []ui.Column{{Title: "object"}, {Title: "what"}, {Title: "from", Elastic: true}, {Title: "to", Elastic: true}}}
-		for _, x := range p.Changes {
-			c.Rows = append(c.Rows, []string{x.Object, x.Field, x.From, x.To})
-		}
-		views = append(views, c)
-	}
-	if len(p.Conflicts) > 0 {
-		c := ui.Table{Title: "in the way", Columns: []ui.Column{{Title: "object"}, {Title: "because", Elastic: true}, {Title: "solved by"}}}
-		for _, x := range p.Conflicts {
-			c.Rows = append(c.Rows, []string{x.Object, x.With, x.Solve})
-		}
-		views = append(views, c)
-	}
-	for _, n := range p.Notes {
-		views = append(views, ui.Text("note: "+n))
-	}
-	return views
-}
-
-func resultViews(ans *bringAnswer) []ui.View {
-	steps := ui.Steps{Title: "steps"}
-	for _, r := range ans.Steps {
-		state := ui.StepState(r.State)
-		steps.Steps = append(steps.Steps, ui.Step{Title: r.Title, State: state, Detail: r.Error, TookMS: r.ElapsedMS})
-	}
-	fields := ui.Fields{
-		{Name: "system", Value: string(ans.System)},
-		{Name: "epoch", Value: fmt.Sprint(ans.Epoch)},
-		{Name: "data age", Value: quantity.Duration(time.Duration(ans.DataAgeS) * time.Second)},
-		{Name: "time to serve", Value: quantity.Duration(time.Duration(ans.RTOMS) * time.Millisecond)},
-		{Name: "fetched", Value: bytesText(ans.BytesFetched)},
-	}
-	if ans.Snapshot != nil {
-		fields = append(fields, ui.Field{Name: "snapshot", Value: ans.Snapshot.Short()})
-	}
-	if ans.Divergent != nil {
-		fields = append(fields, ui.Field{Name: "kept", Value: "divergent snapshot " + ans.Divergent.Short() + " of what this site held"})
-	}
-	views := []ui.View{steps, fields}
-	if len(ans.Ports) > 0 {
-		t := ui.Table{Title: "serves at", Columns: []ui.Column{{Title: "container"}, {Title: "port"}, {Title: "here"}}}
-		for _, p := range ans.Ports {
-			t.Rows = append(t.Rows, []string{p.Container, p.Port, p.Host})
-		}
-		views = append(views, t, ui.Text("what remains: point DNS or the load balancer here; protect the system here (lifeboat protect)"))
-	}
-	return views
-}
-
-func explainBring(command, name string, err error) error {
+func (a *app) explainBring(command, name string, res *recovery.Result, err error) error {
 	var conflicts recovery.Conflicts
-	again := "lifeboat " + command + " " + name
+	again := a.again(name)
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &conflicts):
-		var next []string
-		for _, c := range conflicts {
-			next = append(next, c.Object+": "+c.Solve)
+		x := ui.Explained{What: err.Error(), State: "nothing was changed", Next: a.solutions(name, conflicts), Err: err}
+		if res != nil && res.Plan != nil && len(res.Plan.Conflicts) > 0 {
+			// The plan's table has told which.
+			x.What = fmt.Sprintf("%d thing(s) stand in the way here", len(conflicts))
 		}
-		return ui.Explained{What: err.Error(), State: "nothing was changed", Next: next, Err: err}
+		return x
 	case errors.Is(err, recovery.ErrUnhealthy) && command == "failover":
 		return ui.Explained{
 			What: err.Error(), State: "everything is in place and this site holds the epoch; the containers are left as they are",
