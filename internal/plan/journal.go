@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -258,19 +259,54 @@ func (j *Journal) Close() error { return j.f.Close() }
 // Peek reads a journal without locking it: its header and whether it is
 // unfinished. A missing file is not unfinished.
 func Peek(path string) (h Header, unfinished bool, err error) {
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		return Header{}, false, nil
+	p, err := look(path)
+	if p == nil {
+		return Header{}, false, err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0o600)
+	return p.Header, !p.ended, nil
+}
+
+// Pending is how far the work of a journal is.
+type Pending struct {
+	Header
+	// Step is the one that was begun last and has no result, empty where none was;
+	// Failed is why it failed, where it did.
+	Step, Failed string
+	// Running: another process holds the journal at this moment.
+	Running bool
+
+	facts map[string]bool
+	ended bool
+}
+
+// Has reports whether a fact of that name is recorded.
+func (p *Pending) Has(fact string) bool { return p.facts[fact] }
+
+// Unfinished reads how far the work of a journal is, without changing it; nil
+// where there is none or it is finished.
+func Unfinished(path string) (*Pending, error) {
+	p, err := look(path)
+	if p == nil || p.ended {
+		return nil, err
+	}
+	return p, nil
+}
+
+// look reads a journal as it is, also a finished one; nil where there is none.
+func look(path string) (*Pending, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
-		return Header{}, false, fmt.Errorf("open journal: %w", err)
+		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	defer f.Close()
-	j := &Journal{path: path, f: f, done: map[string]bool{}, facts: map[string]json.RawMessage{}}
-	data, err := os.ReadFile(path)
+	data, err := io.ReadAll(f)
 	if err != nil {
-		return Header{}, false, fmt.Errorf("read journal: %w", err)
+		return nil, fmt.Errorf("read journal: %w", err)
 	}
+	p := &Pending{facts: map[string]bool{}}
 	for _, raw := range bytes.Split(data, []byte{'\n'}) {
 		var l line
 		if json.Unmarshal(raw, &l) != nil {
@@ -278,12 +314,27 @@ func Peek(path string) (h Header, unfinished bool, err error) {
 		}
 		switch l.Event {
 		case "begin":
-			if err := json.Unmarshal(l.Value, &j.header); err != nil {
-				return Header{}, false, fmt.Errorf("journal %s: header: %w", path, err)
+			if err := json.Unmarshal(l.Value, &p.Header); err != nil {
+				return nil, fmt.Errorf("journal %s: header: %w", path, err)
 			}
+		case "intent":
+			p.Step, p.Failed = l.Step, ""
+		case "done":
+			p.Step, p.Failed = "", ""
+		case "failed":
+			p.Failed = l.Error
+		case "fact":
+			p.facts[l.Key] = true
 		case "end":
-			j.ended = true
+			p.ended = true
 		}
 	}
-	return j.header, j.header.Operation != "" && !j.ended, nil
+	if p.Operation == "" {
+		return nil, nil
+	}
+	// Only asked, and given back at once: whoever wants it in this moment is told
+	// that it is in use, as by any other run.
+	err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	p.Running = errors.Is(err, unix.EWOULDBLOCK)
+	return p, nil
 }

@@ -167,3 +167,49 @@ func TestRunStopsAtFailure(t *testing.T) {
 		t.Error("the journal does not tell what is done")
 	}
 }
+
+// TestUnfinished: what was begun and not ended is seen from outside, also while
+// it runs.
+func TestUnfinished(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "failover")
+	if p, err := plan.Unfinished(path); p != nil || err != nil {
+		t.Errorf("no journal: %v, %v", p, err)
+	}
+	check := func(when, step, failed string, running bool) {
+		t.Helper()
+		p, err := plan.Unfinished(path)
+		if err != nil || p == nil || p.Operation != "failover" || p.Step != step || p.Failed != failed || p.Running != running {
+			t.Errorf("%s: %+v, %v", when, p, err)
+		}
+	}
+	j, err := plan.Open(path, plan.Header{Operation: "failover", System: "shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("begun", "", "", true)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(j.Intent("a"))
+	must(j.Finish("a"))
+	must(j.Intent("b"))
+	check("in step b", "b", "", true)
+	must(j.SetFact("move", "x"))
+	if p, err := plan.Unfinished(path); err != nil || !p.Has("move") || p.Has("stopped") {
+		t.Errorf("facts: %+v, %v", p, err)
+	}
+	must(j.Fail("b", errors.New("no space")))
+	must(j.Close())
+	check("failed", "b", "no space", false)
+	j, err = plan.Open(path, plan.Header{})
+	must(err)
+	must(j.End())
+	must(j.Close())
+	if p, err := plan.Unfinished(path); p != nil || err != nil {
+		t.Errorf("ended: %v, %v", p, err)
+	}
+}
