@@ -37,6 +37,8 @@ type app struct {
 	// kitSrc and stdinSrc stand for the settings where a recovery kit, or what a
 	// helper was given, says what opens the repository.
 	kitSrc, stdinSrc *source
+	lastSource       source   // the repository that was opened last
+	patience         patience // of reach; zero means its own
 }
 
 func newApp(p process) *app {
@@ -111,6 +113,12 @@ func (a *app) load(path string, mustExist bool) (*config.Config, error) {
 		c, err = config.Default(), nil
 		c.Path = path
 	}
+	if errors.Is(err, dr.ErrNotFound) {
+		return nil, ui.Explained{
+			What: err.Error(), State: "nothing was done",
+			Next: []string{"name the right file: --config FILE, " + config.EnvConfig + "; init, protect and recover make one"}, Err: err,
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -144,6 +152,7 @@ func (a *app) RepoURL() (string, error) {
 			Next: []string{
 				"pass --repo oci://HOST/NAME, set " + config.EnvRepo + ", or write repo: into " + a.ConfigPath(),
 				"lifeboat init --repo oci://HOST/NAME  (where there is no repository yet)",
+				"lifeboat init --join --kit FILE  (to use an existing one from this host, with its recovery kit)",
 			},
 			Err: dr.ErrUsage,
 		}
@@ -172,6 +181,9 @@ func (a *app) finish(ctx context.Context, err error) int {
 	if err != nil {
 		if cause := context.Cause(ctx); o.code == codeInterrupted && !errors.Is(err, errInterrupted) {
 			err = fmt.Errorf("%w: %w", cause, err)
+		}
+		if o.code == codeFailed {
+			err = a.explainRegistry(a.lastSource, "what this command had finished before stays; what it had only begun does not count", err)
 		}
 		failure = &ui.Failure{Err: err, Code: o.code, Kind: o.kind}
 	}

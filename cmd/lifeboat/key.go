@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -84,11 +85,17 @@ func newKeyRemoveCmd(a *app) *cobra.Command {
 		Short: "Take a recipient away and start a new key generation",
 		Long: `Take a recipient away and start a new key generation. What is written from now
 on cannot be opened by the removed recipient. What was written before stays
-readable to whoever kept the old key.`,
+readable to whoever kept the old key.
+
+The key that this host itself uses is removed only after a question (--yes
+answers it): afterwards no command here opens the repository.`,
 		Example: `  lifeboat key remove anna`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.changeKeys(cmd.Context(), func(ctx context.Context, w *world) error {
+				if err := a.confirmOwnKey(ctx, w, args[0]); err != nil {
+					return err
+				}
 				if err := w.repo.RemoveKey(ctx, args[0], a.rewrap); err != nil {
 					return err
 				}
@@ -97,6 +104,37 @@ readable to whoever kept the old key.`,
 			})
 		},
 	}
+}
+
+// confirmOwnKey asks before the host locks itself out.
+func (a *app) confirmOwnKey(ctx context.Context, w *world, name string) error {
+	keys, _, err := w.repo.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	own, with := recipientsOf(keys, w.src.identities), "its key file"
+	if len(own) == 0 {
+		with = "the passphrase"
+		for _, k := range keys {
+			if k.IsPassphrase() {
+				own = append(own, k.Name)
+			}
+		}
+	}
+	if len(own) != 1 || own[0] != name {
+		return nil
+	}
+	var others []string
+	for _, k := range keys {
+		if k.Name != name {
+			others = append(others, k.Name)
+		}
+	}
+	if len(others) == 0 {
+		return nil // the last one; the repository refuses that itself
+	}
+	return a.UI().Confirm(ctx, fmt.Sprintf("%q is what this host opens the repository with (%s). Once it is removed no command works here; left are: %s. To exchange it, first: lifeboat key add --name NAME KEY, and put the new key into the key file. Remove it?",
+		name, with, strings.Join(others, ", ")))
 }
 
 func newKeyRotateCmd(a *app) *cobra.Command {

@@ -4,13 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"filippo.io/age"
+	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"lifeboat/internal/kit"
+	"lifeboat/internal/repo"
 	"lifeboat/internal/seal"
+	"lifeboat/internal/store/ocistore"
 	"lifeboat/internal/ui"
 )
 
@@ -33,29 +39,21 @@ Earlier kits stay valid until their recipient is removed (lifeboat key remove).`
 }
 
 func (a *app) runKit(ctx context.Context, out string) error {
+	if err := explainKit(kit.CheckNew(out)); err != nil {
+		return err
+	}
+	out, err := filepath.Abs(out)
+	if err != nil {
+		return fmt.Errorf("recovery kit: %w", err)
+	}
 	w, err := a.open(ctx, false)
 	if err != nil {
 		return err
 	}
 	defer w.close()
-	id, err := age.GenerateX25519Identity()
-	if err != nil {
-		return fmt.Errorf("identity of the recovery kit: %w", err)
-	}
-	name := "recovery-kit-" + time.Now().UTC().Format("20060102-150405")
-	rec, err := seal.ParseRecipient(name, id.Recipient().String())
+	name, err := a.newKit(ctx, w, out)
 	if err != nil {
 		return err
-	}
-	if err := w.repo.AddKey(ctx, rec); err != nil {
-		return err
-	}
-	k, err := makeKit(ctx, w.repo, w.src.url, w.src.registry, id.String())
-	if err == nil {
-		err = kit.WriteFile(out, k)
-	}
-	if err != nil {
-		return errors.Join(err, w.repo.RemoveKey(ctx, name, nil))
 	}
 	ans := struct {
 		Kit       string `json:"kit"`
@@ -63,4 +61,94 @@ func (a *app) runKit(ctx context.Context, out string) error {
 	}{out, name}
 	return a.UI().Answer(ans, ui.Fields{{Name: "recovery kit", Value: out}, {Name: "recipient", Value: name}},
 		ui.Text("keep it secret, and away from the hosts that it protects"))
+}
+
+// newKit writes a recovery kit with a new identity, which becomes a recipient.
+// Where the kit cannot be written the recipient is taken away again.
+func (a *app) newKit(ctx context.Context, w *world, path string) (name string, err error) {
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return "", fmt.Errorf("identity of the recovery kit: %w", err)
+	}
+	name = "recovery-kit-" + time.Now().UTC().Format("20060102-150405")
+	rec, err := seal.ParseRecipient(name, id.Recipient().String())
+	if err != nil {
+		return "", err
+	}
+	if err := w.repo.AddKey(ctx, rec); err != nil {
+		return "", err
+	}
+	if err := a.putKit(ctx, w, path, id.String()); err != nil {
+		return "", errors.Join(err, w.repo.RemoveKey(ctx, name, a.rewrap))
+	}
+	return name, nil
+}
+
+// putKit writes a recovery kit with an identity that is a recipient already.
+func (a *app) putKit(ctx context.Context, w *world, path, identity string) error {
+	k, err := makeKit(ctx, w.repo, w.src.url, w.src.registry, identity)
+	if err != nil {
+		return err
+	}
+	if err := kit.WriteFile(path, k); err != nil {
+		return err
+	}
+	a.noteKit(w, path)
+	return nil
+}
+
+// noteKit remembers that a kit was written, so that init does not make one more
+// each time. A note that is lost costs a kit too many.
+func (a *app) noteKit(w *world, path string) {
+	if abs, err := filepath.Abs(path); err == nil {
+		path = abs
+	}
+	name := kitNote(w)
+	err := os.MkdirAll(filepath.Dir(name), 0o700)
+	if err == nil {
+		err = renameio.WriteFile(name, []byte(path+"\n"), 0o600)
+	}
+	if err != nil {
+		a.Log().Debug("the recovery kit is not noted", "err", err)
+	}
+}
+
+// kitWritten tells where this host wrote the recovery kit of a repository.
+func (a *app) kitWritten(w *world) (path string, ok bool) {
+	text, err := os.ReadFile(kitNote(w))
+	return strings.TrimSpace(string(text)), err == nil
+}
+
+func kitNote(w *world) string {
+	return filepath.Join(w.src.stateDir, "kits", w.repo.ID().String())
+}
+
+// makeKit gathers the content of a recovery kit.
+func makeKit(ctx context.Context, r *repo.Repo, raw string, reg ocistore.Options, identity string) (kit.Kit, error) {
+	k := kit.Kit{
+		Created: time.Now().UTC().Truncate(time.Second), Repo: location(raw), Repository: r.ID(), Fingerprint: r.Fingerprint().String(),
+		Username: reg.Username, Password: reg.Password, TLSFingerprint: reg.Fingerprint, Identity: identity,
+		HighWater: map[string]uint64{},
+	}
+	if k.Username == "" {
+		var err error
+		if k.Username, k.Password, err = ocistore.StoredCredential(ctx, raw); err != nil {
+			return k, fmt.Errorf("registry login for the recovery kit: %w", err)
+		}
+	}
+	if reg.CAFile != "" && reg.Fingerprint == "" {
+		pem, err := os.ReadFile(reg.CAFile)
+		if err != nil {
+			return k, fmt.Errorf("certificate for the recovery kit: %w", err)
+		}
+		k.TLSCA = string(pem)
+	}
+	marks, err := r.Marks()
+	if err != nil {
+		return k, err
+	}
+	for class, n := range marks {
+		k.HighWater[class] = uint64(n)
+	}
+	return k, nil
 }

@@ -24,7 +24,10 @@ func newRecoverCmd(a *app) *cobra.Command {
 		Long: `From an empty host with Docker, this binary and the recovery kit: list the
 systems of the repository and bring the named ones up, or all of them (asking
 first, unless --yes). Nothing else is needed; the kit has repository, registry
-login, certificate and key.`,
+login, certificate and key.
+
+Where this host has no configuration it is left with one, and with a key of its
+own: status, snapshot and failback then work here without the kit.`,
 		Example: `  lifeboat recover --kit lifeboat-kit.txt --list
   lifeboat recover --kit lifeboat-kit.txt shop
   lifeboat recover --kit lifeboat-kit.txt --yes`,
@@ -45,20 +48,24 @@ type recoverAnswer struct {
 	Systems   []snapshotRow  `json:"systems"`
 	Problems  []string       `json:"problems"`
 	Recovered []*bringAnswer `json:"recovered"`
+	// Config is this host's configuration for the repository; empty for none.
+	Config string `json:"config"`
 }
 
 func (a *app) runRecover(ctx context.Context, path string, names []string, listOnly bool, f bringFlags) error {
-	k, err := kit.ReadFile(path)
-	if err != nil {
+	if _, err := a.ConfigToEdit(); err != nil { // it may be made at the end
 		return err
 	}
-	src, err := a.kitSource(k)
+	k, src, err := a.recoverSource(path)
 	if err != nil {
 		return err
 	}
 	if !listOnly {
 		a.kitSrc = &src
 		if code, helped, err := a.viaHelper(ctx); helped {
+			if err == nil && (code == codeDone || code == codePartial) && !f.dryRun {
+				a.recoveredByHelper(ctx, src, k, path, names)
+			}
 			return helperResult(code, err)
 		}
 	}
@@ -104,10 +111,42 @@ func (a *app) runRecover(ctx context.Context, path string, names []string, listO
 			break
 		}
 	}
+	if !f.dryRun && !a.flags.kitStdin && ctx.Err() == nil {
+		ans.Config = a.configureRecovered(ctx, w, k, path)
+		views = append(views, configuredView(ans.Config, names))
+	}
 	if len(errs) > 0 && len(errs) < len(names) {
 		errs = append(errs, dr.ErrPartial)
 	}
 	return errors.Join(errors.Join(errs...), a.UI().Answer(ans, views...))
+}
+
+// recoverSource reads the kit: a helper gets it from who started it, for the
+// file is not where the engine is.
+func (a *app) recoverSource(path string) (k kit.Kit, src source, err error) {
+	if a.flags.kitStdin {
+		src, err = a.stdinSource()
+		return k, src, err
+	}
+	if k, err = readKit(path); err != nil {
+		return k, src, err
+	}
+	src, err = a.kitSource(k)
+	return k, src, err
+}
+
+// recoveredByHelper configures the host that this command runs on, after a
+// helper brought the systems up.
+func (a *app) recoveredByHelper(ctx context.Context, src source, k kit.Kit, path string, names []string) {
+	w, err := a.openSource(ctx, src, false)
+	if err != nil {
+		a.UI().Warn("this host has no configuration for the repository: %v", err)
+		return
+	}
+	defer w.close()
+	if conf := a.configureRecovered(ctx, w, k, path); conf != "" {
+		a.UI().Show(configuredView(conf, names))
+	}
 }
 
 // toRecover checks the names, or takes all systems after asking.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,17 +103,12 @@ func (a *app) openSource(ctx context.Context, src source, withEngine bool) (*wor
 		w.close()
 		return nil, err
 	}
-	w.repo, err = repo.Open(ctx, w.store, repo.OpenOptions{
-		Local:      a.local(src),
-		Identities: src.identities, Passphrase: src.passphrase, Host: host, HostName: string(w.site), AcceptOlder: a.flags.acceptOlder,
-		Expect: src.expect, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
-	})
+	caps, err := a.reach(ctx, w)
 	if err != nil {
 		w.close()
-		return nil, a.explainOpen(src, err)
+		return nil, err
 	}
-	caps, err := w.store.Capabilities(ctx)
-	if err != nil {
+	if w.repo, err = a.openRepo(ctx, w, host); err != nil {
 		w.close()
 		return nil, err
 	}
@@ -126,6 +122,18 @@ func (a *app) openSource(ctx context.Context, src source, withEngine bool) (*wor
 	}
 	w.ledger = ledger.New(w.repo, settle, here)
 	return w, nil
+}
+
+// openRepo opens the repository of an open store; host signs, and may be nil.
+// The error is explained.
+func (a *app) openRepo(ctx context.Context, w *world, host *repo.HostKey) (*repo.Repo, error) {
+	src := w.src
+	r, err := repo.Open(ctx, w.store, repo.OpenOptions{
+		Local:      a.local(src),
+		Identities: src.identities, Passphrase: src.passphrase, Host: host, HostName: string(w.site), AcceptOlder: a.flags.acceptOlder,
+		Expect: src.expect, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
+	})
+	return r, a.explainOpen(src, err)
 }
 
 func (a *app) local(src source) repo.Local {
@@ -158,7 +166,7 @@ func (a *app) openStore(ctx context.Context, w *world) error {
 			return err
 		}
 	}
-	w.store = st
+	w.store, a.lastSource = st, w.src
 	return nil
 }
 
@@ -205,7 +213,7 @@ func (a *app) source() (source, error) {
 		return source{}, err
 	}
 	src := source{url: raw, limits: cfg.Limits, stateDir: set.StateDir.Value}
-	if src.registry, err = registryOptions(cfg); err != nil {
+	if src.registry, err = registryOptions(cfg, raw); err != nil {
 		return source{}, err
 	}
 	if src.identities, err = a.identities(set); err != nil {
@@ -215,16 +223,37 @@ func (a *app) source() (source, error) {
 	return src, nil
 }
 
-func registryOptions(cfg *config.Config) (ocistore.Options, error) {
-	o := ocistore.Options{CAFile: cfg.Registry.CAFile, Fingerprint: cfg.Registry.Fingerprint, Username: cfg.Registry.Username}
-	if cfg.Registry.PasswordFile != "" {
-		secret, err := config.ReadSecretFile(cfg.Registry.PasswordFile)
-		if err != nil {
-			return o, fmt.Errorf("registry password: %w", err)
-		}
-		o.Password = strings.TrimRight(string(secret), "\r\n")
+// registryOptions are the configuration's, for the repository at raw. They
+// belong to the registry of the configuration's own repository: another one
+// gets neither its pin nor its login.
+func registryOptions(cfg *config.Config, raw string) (ocistore.Options, error) {
+	r := cfg.Registry
+	if cfg.Repo != "" && hostOf(cfg.Repo) != hostOf(raw) {
+		r = config.Registry{}
 	}
-	return o, nil
+	o := ocistore.Options{CAFile: r.CAFile, Fingerprint: r.Fingerprint, Username: r.Username}
+	var err error
+	if r.PasswordFile != "" {
+		o.Password, err = readPassword("registry password (registry.password_file in "+cfg.Path+")", r.PasswordFile)
+	}
+	return o, err
+}
+
+// readPassword reads a secret of one line; the error is explained.
+func readPassword(what, path string) (string, error) {
+	secret, err := config.ReadSecretFile(path)
+	if err != nil {
+		return "", explainSecret(what, err, "write the password into the file (mode 0600), or name the right file")
+	}
+	return strings.TrimRight(string(secret), "\r\n"), nil
+}
+
+// explainSecret says what to do when a file with a secret cannot be read.
+func explainSecret(what string, err error, next ...string) error {
+	if !errors.Is(err, dr.ErrNotFound) {
+		next = []string{"mend that, then run the same command again"}
+	}
+	return ui.Explained{What: what + ": " + err.Error(), State: "nothing was done", Next: next, Err: err}
 }
 
 // identities reads the key file. One that is not there is no error unless it
@@ -235,7 +264,9 @@ func (a *app) identities(set config.Settings) ([]age.Identity, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("key file (%s): %w", set.KeyFile.From, err)
+		return nil, explainSecret("key file ("+set.KeyFile.From+")", err,
+			"name the right file: "+config.EnvKeyFile+", or key_file in "+a.ConfigPath(),
+			"without a key: lifeboat init --join --kit FILE  (this host gets one of its own by the recovery kit)")
 	}
 	ids, err := age.ParseIdentities(bytes.NewReader(raw))
 	if err != nil {
@@ -250,16 +281,16 @@ func (a *app) passphrase(set config.Settings, twice bool) func() (string, error)
 		if set.PassphraseFile.Value != "" {
 			secret, err := config.ReadSecretFile(set.PassphraseFile.Value)
 			if err != nil {
-				return "", fmt.Errorf("passphrase file: %w", err)
+				return "", explainSecret("passphrase file ("+set.PassphraseFile.From+")", err, "name the right file: "+config.EnvPassphraseFile)
 			}
 			return strings.TrimRight(string(secret), "\r\n"), nil
 		}
-		f, ok := a.in.(*os.File)
-		if !ok || !term.IsTerminal(int(f.Fd())) {
+		f := a.terminal()
+		if f == nil {
 			return "", ui.Explained{
 				What:  "no key opens the repository, and nobody is here to type a passphrase",
 				State: "nothing was done",
-				Next:  []string{"set " + config.EnvKeyFile + " to an age identity file, or " + config.EnvPassphraseFile + " to a file with the passphrase"},
+				Next:  []string{"set " + config.EnvPassphraseFile + " to a file with the passphrase (mode 0600), or " + config.EnvKeyFile + " to an age identity file"},
 				Err:   dr.ErrWrongKey,
 			}
 		}
@@ -286,21 +317,48 @@ func (a *app) ask(f *os.File, prompt string) (string, error) {
 	return string(secret), nil
 }
 
+func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
+
 // explainOpen says what to do when the repository does not open.
 func (a *app) explainOpen(src source, err error) error {
+	const untouched = "nothing was read or changed"
+	var x ui.Explainer
+	var closed *repo.ClosedError
 	switch {
-	case errors.Is(err, dr.ErrWrongKey):
-		return ui.Explained{
-			What: err.Error(), State: "nothing was read or changed",
-			Next: []string{"set " + config.EnvKeyFile + " to the identity that the repository was made with, or use the recovery kit"}, Err: err,
-		}
-	case errors.Is(err, dr.ErrNotFound):
+	case err == nil:
+		return nil
+	case errors.As(err, &x):
+		return err
+	case errors.As(err, &closed):
+		return ui.Explained{What: err.Error(), State: untouched, Next: a.nextClosed(src, closed), Err: err}
+	case errors.Is(err, repo.ErrNoRepository):
 		return ui.Explained{
 			What: err.Error(), State: "nothing was changed",
-			Next: []string{"lifeboat init --repo " + location(src.url) + "  (to make a repository there)"}, Err: err,
+			Next: []string{"check the address; to make a repository there: lifeboat init --repo " + location(src.url)}, Err: err,
 		}
 	}
-	return err
+	return a.explainRegistry(src, untouched, err)
+}
+
+// nextClosed leads on from a key that does not open the repository.
+func (a *app) nextClosed(src source, closed *repo.ClosedError) (next []string) {
+	public := publicKeys(src.identities)
+	if closed.Removed {
+		if len(public) > 0 {
+			next = append(next, "to let this host in again, at one that opens the repository: lifeboat key add --name NAME "+public[0])
+		}
+		return append(next, "or give it another key with a recovery kit that is still valid: lifeboat init --join --kit FILE")
+	}
+	onlyPassphrase := !slices.ContainsFunc(closed.Recipients, func(k repo.KeyInfo) bool { return !k.IsPassphrase() })
+	if closed.Passphrase() {
+		next = append(next, "give the right passphrase: on a terminal, or in the file that "+config.EnvPassphraseFile+" names")
+	}
+	if !onlyPassphrase {
+		next = append(next,
+			"set "+config.EnvKeyFile+" to the key file of one of its recipients",
+			"or give this host a key of its own with the recovery kit: lifeboat init --join --kit FILE")
+	}
+	return next
 }
 
 // kitSource is a source that needs nothing but the kit.
