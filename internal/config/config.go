@@ -5,7 +5,7 @@
 // Config is the file. Settings is what a command works with, after flags and
 // environment had their say (flag before environment before file). AddSystem
 // and SetTop edit the file as text, so that comments, order and indentation
-// stay as they were. No secret stands in the file: it names files that hold
+// stay as they were. Keys and passwords do not stand in the file: it names files that hold
 // secrets, and ReadSecretFile reads these only while nobody else can.
 //
 // The package does not know what the settings do, and asks no engine or

@@ -26,7 +26,9 @@ import (
 var ErrCannotEdit = fmt.Errorf("cannot edit the configuration: %w", dr.ErrUsage)
 
 // Template is the text of a new configuration file.
-const Template = `# Configuration of Lifeboat: one file for one site. No secret stands here.
+const Template = `# Configuration of Lifeboat: one file for one site. Keys and
+# passwords stand in files of their own, which this one names; an environment
+# variable under overrides can too (NAME: "@/etc/lifeboat/secret").
 # What is commented out is optional and shows its default or an example.
 
 # Where the snapshots go: one name in an OCI registry.
@@ -59,7 +61,7 @@ const Template = `# Configuration of Lifeboat: one file for one site. No secret 
 `
 
 // AddSystem writes a system into the configuration file; it creates the file
-// from Template, and its directory, where there is none (mode 0644). Comments,
+// from Template, and its directory, where there is none (mode 0640). Comments,
 // order and indentation of what stands there stay as they are, byte for byte:
 // the edit is an insertion of text, which is parsed again and compared before
 // it replaces the file in one step (mode and owner kept, a symbolic link
@@ -67,7 +69,8 @@ const Template = `# Configuration of Lifeboat: one file for one site. No secret 
 //
 // A system that stands there with the same definition is left alone, and
 // changed is false. Errors wrap dr.ErrHeld (it stands there with another
-// definition), ErrCannotEdit, or are a *Problems of the file as it is. The file
+// definition, or another system has its project or one of its containers),
+// ErrCannotEdit, or are a *Problems of the file as it is. The file
 // is not changed then.
 func AddSystem(path string, name dr.System, s System) (changed bool, err error) {
 	if _, err := dr.ParseSystem(string(name)); err != nil {
@@ -79,6 +82,9 @@ func AddSystem(path string, name dr.System, s System) (changed bool, err error) 
 				return text, nil
 			}
 			return nil, fmt.Errorf("system %s stands in %s with another definition; edit or remove it there: %w", name, path, dr.ErrHeld)
+		}
+		if err := claimed(c, path, name, s); err != nil {
+			return nil, err
 		}
 		want := *c
 		want.Systems = mapsWith(c.Systems, name, s)
@@ -254,7 +260,7 @@ func lockDir(dir string) (unlock func(), err error) {
 }
 
 func replace(path string, text []byte, exists bool) error {
-	opts := []renameio.Option{renameio.WithStaticPermissions(0o644), renameio.WithTempDir(filepath.Dir(path))}
+	opts := []renameio.Option{renameio.WithStaticPermissions(0o640), renameio.WithTempDir(filepath.Dir(path))}
 	if exists {
 		opts = []renameio.Option{renameio.WithExistingPermissions(), renameio.WithTempDir(filepath.Dir(path))}
 	}

@@ -98,7 +98,7 @@ func TestAddSystemRefuses(t *testing.T) {
 		want         error
 	}{
 		{"another definition", "systems: {shop: {project: other}}\n", dr.ErrHeld},
-		{"project of another system", "systems: {a: {project: shop}}\n", config.ErrCannotEdit},
+		{"project of another system", "systems: {a: {project: shop}}\n", dr.ErrHeld},
 		{"faulty file", "stie: a\n", dr.ErrUsage},
 		{"alias", "sites: &s\nsystems: *s\n", config.ErrCannotEdit},
 		{"anchored mapping in flow", "systems: &s {a: {project: a}}\n", config.ErrCannotEdit},
@@ -134,7 +134,7 @@ func TestAddSystemMakesTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	st, err := os.Stat(path)
-	if err != nil || st.Mode().Perm() != 0o644 {
+	if err != nil || st.Mode().Perm() != 0o640 {
 		t.Errorf("%v, %v", st, err)
 	}
 	if got := read(t, path); !strings.HasPrefix(got, config.Template) {

@@ -90,6 +90,12 @@ func valueNode(value any) *yaml.Node {
 			put(n, name, systemNode(s))
 		}
 		return n
+	case []string:
+		l := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, text := range v {
+			l.Content = append(l.Content, textNode(text))
+		}
+		return l
 	case map[string]string:
 		n := &yaml.Node{Kind: yaml.MappingNode}
 		for _, key := range slices.Sorted(maps.Keys(v)) {
