@@ -133,6 +133,9 @@ func (a *app) runInit(ctx context.Context, f initFlags) error {
 func (a *app) newSetup(f initFlags) (*setup, error) {
 	s := &setup{a: a, f: f}
 	var err error
+	if s.f.kit, err = filepath.Abs(f.kit); err != nil {
+		return nil, fmt.Errorf("recovery kit: %w", err)
+	}
 	if s.cfg, err = a.ConfigToEdit(); err != nil {
 		return nil, err
 	}
@@ -372,18 +375,14 @@ func (s *setup) answer(keyFile string) initAnswer {
 
 // writeKit writes a recovery kit: with the identity that the repository was
 // created with, or with a new one, which becomes a recipient.
-func (s *setup) writeKit(ctx context.Context, ans *initAnswer, identity string) error {
-	path, err := filepath.Abs(s.f.kit)
-	if err != nil {
-		return fmt.Errorf("recovery kit: %w", err)
-	}
+func (s *setup) writeKit(ctx context.Context, ans *initAnswer, identity string) (err error) {
 	if identity == "" {
-		_, err = s.a.newKit(ctx, s.w, path)
+		_, err = s.a.newKit(ctx, s.w, s.f.kit)
 	} else {
-		err = s.a.putKit(ctx, s.w, path, identity)
+		err = s.a.putKit(ctx, s.w, s.f.kit, identity)
 	}
 	if err == nil {
-		ans.Kit = path
+		ans.Kit = s.f.kit
 	}
 	return err
 }

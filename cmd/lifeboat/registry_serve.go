@@ -9,7 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -137,6 +139,9 @@ replaced atomically. A running registry takes the change up.`,
 			if err != nil {
 				return err
 			}
+			if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+				return fmt.Errorf("directory of the htpasswd file: %w", err)
+			}
 			if err := registry.SetPassword(file, args[0], password); err != nil {
 				return err
 			}
@@ -144,7 +149,7 @@ replaced atomically. A running registry takes the change up.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&file, "htpasswd", "", "htpasswd `FILE`; made where it is missing")
+	cmd.Flags().StringVar(&file, "htpasswd", "", "htpasswd `FILE`; made where it is missing, with its directory")
 	return cmd
 }
 
