@@ -113,6 +113,12 @@ func (a *app) load(path string, mustExist bool) (*config.Config, error) {
 		c, err = config.Default(), nil
 		c.Path = path
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, ui.Explained{
+			What: err.Error(), State: "nothing was done",
+			Next: []string{"run it as root, or name a configuration of your own: --config FILE, " + config.EnvConfig}, Err: err,
+		}
+	}
 	if errors.Is(err, dr.ErrNotFound) {
 		return nil, ui.Explained{
 			What: err.Error(), State: "nothing was done",
@@ -158,20 +164,6 @@ func (a *app) RepoURL() (string, error) {
 		}
 	}
 	return s.Repo.Value, nil
-}
-
-// completeSystems completes the first argument with the names of the
-// configuration's systems.
-func (a *app) completeSystems(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	c, err := a.Config()
-	if err != nil || len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var names []string
-	for name := range c.Systems {
-		names = append(names, string(name))
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // finish tells the error, writes the JSON document, and gives the exit code.

@@ -48,7 +48,8 @@ The other side is run from here if the configuration names its engine
 			return a.runFailback(cmd.Context(), args[0], from, patience, f)
 		},
 	}
-	f.add(cmd)
+	f.add(a, cmd)
+	cmd.ValidArgsFunction = a.completeStored
 	cmd.Flags().StringVar(&from, "from", "", "`ENGINE` of the site that holds the system: ssh://…, unix://… or tcp://…")
 	cmd.Flags().DurationVar(&patience, "patience", recovery.DefaultPatience, "how long to wait for the other side's next word")
 	return cmd
@@ -178,6 +179,7 @@ epoch, which makes the other side's commit impossible, and starts the system.`,
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "`SITE` that takes the system over")
+	complete(cmd, map[string]completer{"to": a.completeSites})
 	cmd.Flags().BoolVar(&takeBack, "take-back", false, "end a move whose other side is silent; the system starts here again")
 	cmd.Flags().DurationVar(&patience, "patience", recovery.DefaultPatience, "how long to wait for the other side's next word")
 	return cmd

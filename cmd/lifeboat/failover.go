@@ -26,9 +26,10 @@ type bringFlags struct {
 	wait      time.Duration
 }
 
-func (f *bringFlags) add(cmd *cobra.Command) {
+func (f *bringFlags) add(a *app, cmd *cobra.Command) {
 	cmd.Flags().StringArrayVar(&f.overrides, "override", nil, "change for this site, `KEY=VALUE` as under overrides: in the configuration (repeatable)")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show the plan and change nothing")
+	complete(cmd, map[string]completer{"override": a.completeOverride})
 	cmd.Flags().DurationVar(&f.wait, "wait", recovery.DefaultHealthWait, "how long to wait for each container to become healthy")
 }
 
@@ -71,8 +72,10 @@ the system exists yet. What that does not keep is named, the exit code is 3.`,
 			return a.answerBring(ans, views, err)
 		},
 	}
-	f.add(cmd)
+	f.add(a, cmd)
+	cmd.ValidArgsFunction = a.completeStored
 	cmd.Flags().StringVar(&snapshot, "snapshot", "", "snapshot `ID` (or #number) instead of the newest")
+	complete(cmd, map[string]completer{"snapshot": a.completeSnapshot})
 	cmd.Flags().BoolVar(&degraded, "degraded", false, "write through the engine's archive API where nothing else is possible")
 	return cmd
 }

@@ -30,10 +30,15 @@ func newLsCmd(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&f.volume, "volume", "", "files of this `VOLUME`")
 	cmd.Flags().StringVar(&f.tree, "tree", "", "files of this `TREE`: volume:NAME, bind:/PATH or layer:CONTAINER")
 	cmd.Flags().StringVar(&f.path, "path", "", "only below this `PATH`")
+	cmd.ValidArgsFunction = a.completeRefs
+	complete(cmd, map[string]completer{"volume": a.completeTrees("volume:"), "tree": a.completeTrees("")})
 	return cmd
 }
 
 func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
 	w, err := a.open(ctx, false)
 	if err != nil {
 		return err
@@ -64,6 +69,8 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		Size   int64     `json:"size"`
 		Mtime  time.Time `json:"mtime"`
 		Target string    `json:"target,omitempty"`
+		// Opaque directories hide what the image has there.
+		Opaque bool `json:"opaque,omitempty"`
 	}
 	entries := []row{}
 	path := strings.Trim(f.path, "/")
@@ -78,7 +85,7 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		if path != "" && e.Path != path && !catalog.Under(e.Path, path) {
 			continue
 		}
-		r := row{e.Path, e.Type.String(), fmt.Sprintf("%04o", e.Mode), e.UID, e.GID, e.Size, time.Unix(e.MtimeSec, int64(e.MtimeNsec)).UTC(), e.Target}
+		r := row{e.Path, e.Type.String(), fmt.Sprintf("%04o", e.Mode), e.UID, e.GID, e.Size, time.Unix(e.MtimeSec, int64(e.MtimeNsec)).UTC(), e.Target, e.Opaque}
 		if a.UI().JSON() {
 			entries = append(entries, r)
 			continue
@@ -86,6 +93,9 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		line := fmt.Sprintf("%s %-9s %5d %5d %12d %s /%s", r.Mode, r.Type, r.UID, r.GID, r.Size, r.Mtime.Format(time.DateTime), ui.Clean(r.Path))
 		if r.Target != "" {
 			line += " -> " + ui.Clean(r.Target)
+		}
+		if r.Opaque {
+			line += "  (replaces the image's)"
 		}
 		if _, err := fmt.Fprintln(a.UI().Out(), line); err != nil {
 			return err
@@ -134,5 +144,14 @@ func (a *app) lsObjects(id dr.SnapshotID, root *dr.Root) error {
 	for _, x := range root.Trees {
 		ans.Trees = append(ans.Trees, tree{x.Key, x.Entries, x.Bytes})
 	}
-	return a.UI().Answer(ans, t)
+	missing := ui.Table{Title: "not captured, or in part", Columns: []ui.Column{{Title: "object"}, {Title: "why", Elastic: true}}}
+	for _, c := range root.Coverage {
+		if !c.Captured || c.Partial {
+			missing.Rows = append(missing.Rows, []string{c.Object, c.Reason})
+		}
+	}
+	if len(missing.Rows) == 0 {
+		return a.UI().Answer(ans, t)
+	}
+	return a.UI().Answer(ans, t, missing)
 }

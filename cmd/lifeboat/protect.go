@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -25,10 +27,10 @@ The coverage report tells of each of its objects whether it will be captured,
 and if not, why. Nothing is captured yet.
 
 The configuration keeps its comments and order. Run again, it prints the report
-of a system that is declared already.`,
+of a system that is declared already; with --exclude it leaves out more of it.`,
 		Example: `  lifeboat protect shop --project shop
   lifeboat protect wiki --container wiki-web --container wiki-db
-  lifeboat protect shop`,
+  lifeboat protect shop --exclude volume:shop_cache --exclude volume:shop_db:/tmp`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeSystems,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -38,6 +40,10 @@ of a system that is declared already.`,
 	cmd.Flags().StringVar(&project, "project", "", "Compose `PROJECT` that makes the system")
 	cmd.Flags().StringArrayVar(&containers, "container", nil, "`CONTAINER` of the system (repeatable)")
 	cmd.Flags().StringArrayVar(&exclude, "exclude", nil, "leave out volume:NAME, bind:/PATH or layer:CONTAINER (repeatable)")
+	complete(cmd, map[string]completer{
+		"project":   a.completeEngine(func(c engine.InventoryContainer) string { return c.Project }),
+		"container": a.completeEngine(func(c engine.InventoryContainer) string { return c.Name }),
+	})
 	cmd.Flags().BoolVar(&degraded, "degraded", false, "report what snapshot --degraded would capture")
 	return cmd
 }
@@ -49,6 +55,43 @@ type protectAnswer struct {
 	Added      bool              `json:"added"`
 	Containers []string          `json:"containers"`
 	Coverage   []dr.CoverageItem `json:"coverage"`
+	// UnusedExcludes are those that nothing of the system answers to.
+	UnusedExcludes []string `json:"unused_excludes"`
+}
+
+func parseExcludes(list []string) ([]config.Exclude, error) {
+	var out []config.Exclude
+	for _, e := range list {
+		x, err := config.ParseExclude(e)
+		if err != nil {
+			return nil, fmt.Errorf("--exclude: %w", err)
+		}
+		out = append(out, x)
+	}
+	return out, nil
+}
+
+// unusedExcludes finds mistyped excludes. Whether there is something at a path
+// inside a volume or container is not looked at.
+func unusedExcludes(found *engine.System, sys config.System) []string {
+	out := []string{}
+	for _, x := range sys.Exclude {
+		used := false
+		switch x.Kind {
+		case dr.TreeVolume:
+			used = slices.ContainsFunc(found.Volumes, func(v engine.Volume) bool { return v.Name == x.Name })
+		case dr.TreeLayer:
+			used = slices.ContainsFunc(found.Containers, func(c engine.Container) bool { return c.Name == x.Name })
+		case dr.TreeBind:
+			used = slices.ContainsFunc(found.Binds, func(b engine.Bind) bool {
+				return x.Name == b.Source || strings.HasPrefix(x.Name, strings.TrimSuffix(b.Source, "/")+"/")
+			})
+		}
+		if !used {
+			out = append(out, x.String())
+		}
+	}
+	return out
 }
 
 func (a *app) runProtect(ctx context.Context, name, project string, containers, exclude []string, degraded bool) error {
@@ -61,21 +104,23 @@ func (a *app) runProtect(ctx context.Context, name, project string, containers, 
 		return err
 	}
 	sys, declared := cfg.Systems[sysName]
-	if project != "" || len(containers) > 0 {
-		sys.Project, sys.Containers = project, containers
-		sys.Exclude = nil
-		for _, e := range exclude {
-			x, err := config.ParseExclude(e)
-			if err != nil {
-				return err
-			}
-			sys.Exclude = append(sys.Exclude, x)
-		}
-		if declared {
-			sys.Overrides = cfg.Systems[sysName].Overrides
-		}
-	} else if !declared {
+	more, err := parseExcludes(exclude)
+	if err != nil {
+		return err
+	}
+	define := project != "" || len(containers) > 0
+	switch {
+	case define:
+		sys = config.System{Project: project, Containers: containers, Exclude: more, Overrides: sys.Overrides}
+	case !declared:
 		return fmt.Errorf("system %s is not declared yet: pass --project PROJECT or --container NAME: %w", name, dr.ErrUsage)
+	default:
+		sys.Exclude = slices.Clone(sys.Exclude)
+		for _, x := range more {
+			if !slices.Contains(sys.Exclude, x) {
+				sys.Exclude = append(sys.Exclude, x)
+			}
+		}
 	}
 	set, err := a.Settings()
 	if err != nil {
@@ -95,12 +140,23 @@ func (a *app) runProtect(ctx context.Context, name, project string, containers, 
 	if err != nil {
 		return err
 	}
-	added, err := config.AddSystem(cfg.Path, sysName, sys)
+	var added bool
+	if define {
+		added, err = config.AddSystem(cfg.Path, sysName, sys)
+	} else {
+		added, err = config.AddExcludes(cfg.Path, sysName, more)
+	}
 	if err != nil {
 		return err
 	}
 	a.reload()
-	ans := protectAnswer{System: sysName, Config: cfg.Path, Added: added, Coverage: found.Coverage, Containers: []string{}}
+	ans := protectAnswer{
+		System: sysName, Config: cfg.Path, Added: added, Coverage: found.Coverage, Containers: []string{},
+		UnusedExcludes: unusedExcludes(found, sys),
+	}
+	for _, x := range ans.UnusedExcludes {
+		a.UI().Warn("%s is excluded, and the system has nothing of that name", x)
+	}
 	for _, c := range found.Containers {
 		ans.Containers = append(ans.Containers, c.Name)
 	}
@@ -121,7 +177,7 @@ func protectView(found *engine.System, sys config.System) ui.View {
 			captured = "REFUSED"
 		case !c.Captured:
 			captured = "NO"
-		case c.Reason != "":
+		case c.Partial:
 			captured = "in part"
 		}
 		size := ""

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"github.com/spf13/cobra"
 
+	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/kit"
 	"lifeboat/internal/ui"
@@ -36,7 +38,7 @@ own: status, snapshot and failback then work here without the kit.`,
 			return a.runRecover(cmd.Context(), path, args, listOnly, f)
 		},
 	}
-	f.add(cmd)
+	f.add(a, cmd)
 	cmd.Flags().StringVar(&path, "kit", "", "recovery kit `FILE`")
 	cmd.Flags().BoolVar(&listOnly, "list", false, "only list the systems")
 	_ = cmd.MarkFlagRequired("kit")
@@ -53,7 +55,7 @@ type recoverAnswer struct {
 }
 
 func (a *app) runRecover(ctx context.Context, path string, names []string, listOnly bool, f bringFlags) error {
-	if _, err := a.ConfigToEdit(); err != nil { // it may be made at the end
+	if err := a.configToRecover(); err != nil {
 		return err
 	}
 	k, src, err := a.recoverSource(path)
@@ -119,6 +121,20 @@ func (a *app) runRecover(ctx context.Context, path string, names []string, listO
 		errs = append(errs, dr.ErrPartial)
 	}
 	return errors.Join(errors.Join(errs...), a.UI().Answer(ans, views...))
+}
+
+// configToRecover loads the configuration, which may be made at the end. One
+// that only root can read does not keep somebody else from recovering with the
+// kit: what it says of overrides counts in the helper, which reads it.
+func (a *app) configToRecover() error {
+	_, err := a.ConfigToEdit()
+	if errors.Is(err, fs.ErrPermission) {
+		a.UI().Note("%v: it does not count here", err)
+		a.cfg = config.Default()
+		a.cfg.Path = a.ConfigPath()
+		return nil
+	}
+	return err
 }
 
 // recoverSource reads the kit: a helper gets it from who started it, for the

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,7 +41,20 @@ Without root, owners and devices that cannot be made are left out and named
 	cmd.Flags().StringVar(&f.path, "path", "", "only this `PATH` inside the volume or tree")
 	cmd.Flags().StringVar(&f.to, "to", "", "`DIR` to restore into; new or empty")
 	_ = cmd.MarkFlagRequired("to")
+	cmd.ValidArgsFunction = a.completeRefs
+	complete(cmd, map[string]completer{"volume": a.completeTrees("volume:"), "tree": a.completeTrees("")})
 	return cmd
+}
+
+// check finds flags that contradict each other, before anything is opened.
+func (f restoreFlags) check() error {
+	switch {
+	case f.volume != "" && f.tree != "":
+		return fmt.Errorf("--volume and --tree both say which tree is meant; pass one of them: %w", dr.ErrUsage)
+	case f.volume == "" && f.tree == "" && f.path != "":
+		return fmt.Errorf("--path needs --volume or --tree: %w", dr.ErrUsage)
+	}
+	return nil
 }
 
 // openRef opens SYSTEM[@SNAPSHOT].
@@ -82,12 +96,12 @@ func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.
 
 // pickTrees chooses trees of a root by the flags.
 func pickTrees(root *dr.Root, f restoreFlags) ([]dr.Tree, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
 	key := f.tree
 	if f.volume != "" {
 		key = "volume:" + f.volume
-	}
-	if key == "" && f.path != "" {
-		return nil, fmt.Errorf("--path needs --volume or --tree: %w", dr.ErrUsage)
 	}
 	if key == "" {
 		return root.Trees, nil
@@ -103,6 +117,9 @@ func pickTrees(root *dr.Root, f restoreFlags) ([]dr.Tree, error) {
 }
 
 func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error {
+	if err := f.check(); err != nil {
+		return err
+	}
 	w, err := a.open(ctx, false)
 	if err != nil {
 		return err
@@ -115,6 +132,9 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	defer rd.Close()
 	trees, err := pickTrees(root, f)
 	if err != nil {
+		return err
+	}
+	if err := inTree(ctx, rd, trees, f); err != nil {
 		return err
 	}
 	if err := emptyDir(f.to); err != nil {
@@ -143,7 +163,7 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	}{snap.ID, total.Created, total.BytesWritten, append([]string{}, denied...)}
 	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: fmt.Sprint(ans.Entries)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
 	for _, d := range denied {
-		views = append(views, ui.Text("left out: "+d))
+		views = append(views, ui.Text("left out: "+ui.Clean(d)))
 	}
 	if err := a.UI().Answer(ans, views...); err != nil {
 		return err
@@ -152,6 +172,23 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 		return fmt.Errorf("%d attributes or entries could not be kept: %w", len(denied), dr.ErrPartial)
 	}
 	return nil
+}
+
+// inTree looks for --path before anything is made on disk.
+func inTree(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlags) error {
+	path := strings.Trim(f.path, "/")
+	if path == "" {
+		return nil
+	}
+	target, err := catalog.Open(ctx, rd, trees[0].Catalog)
+	if err != nil {
+		return err
+	}
+	_, err = target.Lookup(ctx, path)
+	if errors.Is(err, dr.ErrNotFound) {
+		return fmt.Errorf("%s has no %q; look with lifeboat ls: %w", trees[0].Key, path, dr.ErrNotFound)
+	}
+	return err
 }
 
 // emptyDir makes sure that nothing is overwritten.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,11 +34,14 @@ them.`,
   lifeboat snapshots shop --json
   lifeboat snapshots --max-age 30m`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: a.completeSystems,
+		ValidArgsFunction: a.completeStored,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
 			if len(args) == 1 {
 				name = args[0]
+			}
+			if maxAge < 0 || maxAge == 0 && cmd.Flags().Changed("max-age") {
+				return fmt.Errorf("--max-age %s: want a time that can pass, such as 30m: %w", maxAge, dr.ErrUsage)
 			}
 			return a.runSnapshots(cmd.Context(), name, maxAge)
 		},
@@ -67,10 +71,19 @@ type snapshotRow struct {
 	Proven bool `json:"proven"`
 }
 
+// oldSystem is a system of which the newest snapshot is too old.
+type oldSystem struct {
+	System   dr.System     `json:"system"`
+	Snapshot dr.SnapshotID `json:"snapshot"`
+	AgeS     int64         `json:"age_s"`
+}
+
 // listing is what the repository holds of some systems.
 type listing struct {
 	Snapshots []snapshotRow `json:"snapshots"`
 	Problems  []string      `json:"problems"`
+	// TooOld are the systems whose newest snapshot is older than --max-age.
+	TooOld []oldSystem `json:"too_old"`
 
 	// damaged counts the problems that are not only somebody else's tags.
 	damaged int
@@ -81,7 +94,7 @@ func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &listing{Snapshots: []snapshotRow{}, Problems: []string{}}
+	out := &listing{Snapshots: []snapshotRow{}, Problems: []string{}, TooOld: []oldSystem{}}
 	for _, p := range problems {
 		out.Problems = append(out.Problems, p.String())
 		if !p.Foreign() {
@@ -140,18 +153,37 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 		return fmt.Errorf("the repository has no snapshot of system %q: %w", name, dr.ErrNotFound)
 	}
 	a.warnOf(l)
+	l.TooOld = tooOld(l.Snapshots, maxAge, time.Now())
 	if err := a.UI().Answer(l, listingView(l.Snapshots)); err != nil {
 		return err
 	}
 	if l.damaged > 0 {
 		return fmt.Errorf("%d thing(s) of the repository are damaged or gone, the rest is listed: %w", l.damaged, dr.ErrPartial)
 	}
-	for _, s := range l.Snapshots {
-		if age := time.Since(s.Created); maxAge > 0 && s.Newest && age > maxAge {
-			return fmt.Errorf("the newest snapshot of system %s is %s old: %w", s.System, quantity.Duration(age), dr.ErrPartial)
+	if len(l.TooOld) == 0 {
+		return nil
+	}
+	var list []string
+	for _, o := range l.TooOld {
+		list = append(list, fmt.Sprintf("%s (%s)", o.System, quantity.Duration(time.Duration(o.AgeS)*time.Second)))
+	}
+	return ui.Explained{
+		What:  fmt.Sprintf("the newest snapshot is older than %s of: %s", quantity.Duration(maxAge), strings.Join(list, ", ")),
+		State: "nothing was changed; what is stored can be brought up",
+		Next:  []string{"see at the site that holds the system whether its timer runs: systemctl status lifeboat.timer; and there: lifeboat snapshot " + string(l.TooOld[0].System)},
+		Err:   dr.ErrPartial,
+	}
+}
+
+// tooOld lists the systems whose newest snapshot is older than max; none for 0.
+func tooOld(snapshots []snapshotRow, limit time.Duration, now time.Time) []oldSystem {
+	out := []oldSystem{}
+	for _, s := range snapshots {
+		if age := now.Sub(s.Created); limit > 0 && s.Newest && age > limit {
+			out = append(out, oldSystem{s.System, s.Snapshot, int64(age.Seconds())})
 		}
 	}
-	return nil
+	return out
 }
 
 // warnOf names on stderr what does not verify.

@@ -25,7 +25,7 @@ func newStatusCmd(a *app) *cobra.Command {
 		Example: `  lifeboat status
   lifeboat status shop --json`,
 		Args:              cobra.MaximumNArgs(1),
-		ValidArgsFunction: a.completeSystems,
+		ValidArgsFunction: a.completeStored,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := ""
 			if len(args) == 1 {

@@ -55,7 +55,6 @@ func thisVersion() versionInfo {
 	if !ok {
 		return v
 	}
-	v.Version = info.Main.Version
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
@@ -63,6 +62,22 @@ func thisVersion() versionInfo {
 		case "vcs.modified":
 			v.Modified = s.Value == "true"
 		}
+	}
+	v.Version = versionOf(info.Main.Version, v.Commit, v.Modified)
+	return v
+}
+
+// versionOf names a build that is no release after its commit.
+func versionOf(module, commit string, modified bool) string {
+	if module != "" && module != "(devel)" {
+		return module
+	}
+	if commit == "" {
+		return "unknown"
+	}
+	v := "commit " + commit[:min(len(commit), 12)]
+	if modified {
+		v += " with changes"
 	}
 	return v
 }
