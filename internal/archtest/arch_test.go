@@ -24,7 +24,7 @@ var floors = map[string]int{
 	// Words: no I/O, nothing of ours below.
 	"internal/dr": 0, "internal/quantity": 0, "internal/redact": 0, "internal/suggest": 0,
 	// Formats and decisions: bytes or state in, bytes or state out.
-	"internal/cut": 1, "internal/seal": 1, "internal/catalog": 1, "internal/kit": 1, "internal/fence": 1, "internal/plan": 1,
+	"internal/cut": 1, "internal/seal": 1, "internal/catalog": 1, "internal/kit": 1, "internal/fence": 1, "internal/plan": 1, "internal/retain": 1,
 	"internal/pack": 2, "internal/layer": 2, "internal/override": 2, "internal/archive": 2,
 	// The world: a store, an engine, files, processes, a configuration, a terminal.
 	"internal/store": 3, "internal/registry": 3, "internal/engine": 3, "internal/tree": 3, "internal/freeze": 3,
@@ -88,7 +88,7 @@ var closed = []struct {
 	reason  string
 }{
 	{
-		[]string{"internal/dr", "internal/cut", "internal/pack", "internal/catalog", "internal/override", "internal/quantity", "internal/suggest", "internal/redact", "internal/fence"},
+		[]string{"internal/dr", "internal/cut", "internal/pack", "internal/catalog", "internal/override", "internal/quantity", "internal/suggest", "internal/redact", "internal/fence", "internal/retain"},
 		[]string{"os", "net", "net/http", "os/exec", "syscall"},
 		"words, formats and decisions do no I/O: they are tried with bytes and transcripts, and fuzzed",
 	},

@@ -70,6 +70,8 @@ type Snapshot struct {
 	Needs []digest.Digest
 
 	needs []need
+	// replaced: a tag with a higher number carries the same snapshot.
+	replaced bool
 }
 
 func (c *commitRecord) check(t Tag, host dr.HostID, listed []need) error {
@@ -147,24 +149,40 @@ func (r *Repo) openSnapshot(ctx context.Context, t Tag, m store.Manifest) (*Snap
 // being listed; so is a registry that shows less than this host has seen. Of
 // two tags with one snapshot id the higher number counts.
 func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []Problem, error) {
+	found, problems, err := r.allSnapshots(ctx, system)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	var out []Snapshot
+	for _, s := range found {
+		if !s.replaced {
+			out = append(out, *s)
+		}
+	}
+	return out, problems, nil
+}
+
+// allSnapshots is Snapshots, with those that another tag of the same snapshot
+// has replaced.
+func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot, []Problem, error) {
 	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
 	names, err := r.st.Tags(ctx, prefix)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+		return nil, nil, err
 	}
 	tags, problems := parseTags(names)
 	if err := r.hosts.load(ctx); err != nil {
-		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+		return nil, nil, err
 	}
 	found, bad, err := readAll(ctx, tags, r.snapshot)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+		return nil, nil, err
 	}
 	problems = append(problems, bad...)
 	last := map[dr.SnapshotID]dr.Number{}
 	newest, err := r.markedSystems(system)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list snapshots: %w", err)
+		return nil, nil, err
 	}
 	for _, s := range found {
 		last[s.ID] = max(last[s.ID], s.Number)
@@ -178,16 +196,13 @@ func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []P
 		if err := r.checkMark(p, n); errors.Is(err, dr.ErrTampered) {
 			problems = append(problems, Problem{Tag: p + "*", Err: err})
 		} else if err != nil {
-			return nil, nil, fmt.Errorf("list snapshots: %w", err)
+			return nil, nil, err
 		}
 	}
-	var out []Snapshot
 	for _, s := range found {
-		if last[s.ID] == s.Number {
-			out = append(out, *s)
-		}
+		s.replaced = last[s.ID] != s.Number
 	}
-	return out, problems, nil
+	return found, problems, nil
 }
 
 // markedSystems returns the systems whose snapshots this host has seen, or the

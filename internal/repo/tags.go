@@ -84,6 +84,12 @@ func ParseTag(s string) (Tag, error) {
 	return t, nil
 }
 
+// isPackTag reports whether s is the tag of a pack manifest, by its form.
+func isPackTag(s string) bool {
+	hex, ok := strings.CutPrefix(s, string(ClassPacks)+".")
+	return ok && len(hex) == 32 && strings.Trim(hex, "0123456789abcdef") == ""
+}
+
 // parseTags sorts the well-formed tags of one class by system and number; the
 // others are problems.
 func parseTags(names []string) (tags []Tag, problems []Problem) {

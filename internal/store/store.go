@@ -61,6 +61,10 @@ var (
 	ErrUnsupported = errors.New("not supported by this registry")
 	// ErrNoSpace: the registry has no room left, or a quota is used up.
 	ErrNoSpace = errors.New("no space left in the registry")
+	// ErrListed: a tag names or lists the manifest that was to be deleted, or a
+	// manifest the blob. Nothing was changed (invariant 2). Only stores with
+	// Capabilities.CheckedDelete look.
+	ErrListed = errors.New("still named by a tag or manifest")
 	// ErrIncomplete: a manifest names a blob or manifest that the name lacks;
 	// it was not stored (invariant 1).
 	ErrIncomplete = errors.New("manifest names something that is not stored")
@@ -133,8 +137,11 @@ type Manifests interface {
 	// registry cannot do that.
 	DeleteTag(ctx context.Context, tag string) error
 
-	// DeleteManifest removes the manifest d. Callers make sure that no tag lists
-	// it (invariant 2). ErrUnsupported where the registry cannot do that.
+	// DeleteManifest removes the manifest d. Where Capabilities.CheckedDelete is
+	// set it is ErrListed while a tag of Lifeboat's grammar names d, or any tag an
+	// index that lists it, and nothing is changed; elsewhere tags go with it, and
+	// callers make sure that no tag lists it (invariant 2). ErrUnsupported where
+	// the registry cannot do that.
 	DeleteManifest(ctx context.Context, d digest.Digest) error
 }
 
@@ -143,6 +150,10 @@ type Capabilities struct {
 	// ImmutableTags: the store itself refuses, atomically, to let a tag of
 	// Lifeboat's grammar name another digest.
 	ImmutableTags bool
+	// CheckedDelete: the store itself refuses, atomically, to delete a manifest
+	// that a tag names or that the index under a tag lists, and takes no index
+	// that lists what it does not have (docs/adr/0001).
+	CheckedDelete bool
 }
 
 // Store is everything that a repository needs.
