@@ -66,6 +66,9 @@ func (a *app) runFailback(ctx context.Context, name, from string, patience time.
 		return err
 	}
 	o, err := a.bringOptions(w, sys, f)
+	if err == nil {
+		o.Overrides, err = o.Overrides.WithFiles(readValue)
+	}
 	if err != nil {
 		return err
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/override"
 	"lifeboat/internal/plan"
@@ -27,7 +29,7 @@ type bringFlags struct {
 }
 
 func (f *bringFlags) add(a *app, cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&f.overrides, "override", nil, "change for this site, `KEY=VALUE` as under overrides: in the configuration (repeatable)")
+	cmd.Flags().StringArrayVar(&f.overrides, "override", nil, "change for this site, `KEY=VALUE` as under overrides: in the configuration; environment.CONTAINER.NAME=@/FILE takes the value from a file (repeatable)")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show the plan and change nothing")
 	complete(cmd, map[string]completer{"override": a.completeOverride})
 	cmd.Flags().DurationVar(&f.wait, "wait", recovery.DefaultHealthWait, "how long to wait for each container to become healthy")
@@ -131,6 +133,16 @@ func (a *app) bringOptions(w *world, name dr.System, f bringFlags) (recovery.Opt
 	return o, nil
 }
 
+// readValue reads the value of an environment variable from its file, without
+// the line end that editors put there.
+func readValue(path string) (string, error) {
+	secret, err := config.ReadSecretFile(path)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(secret), "\n"), "\r"), nil
+}
+
 func (w *world) recoverDeps(a *app) recovery.Deps {
 	return recovery.Deps{Engine: w.engine, Repo: w.repo, Ledger: w.ledger, State: w.state, Log: a.Log()}
 }
@@ -141,6 +153,9 @@ func (a *app) failover(ctx context.Context, w *world, name, snapshot string, f b
 		return nil, nil, err
 	}
 	o, err := a.bringOptions(w, sys, f)
+	if err == nil {
+		o.Overrides, err = o.Overrides.WithFiles(readValue)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
