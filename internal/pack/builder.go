@@ -15,7 +15,7 @@ const (
 	// HeaderSize is the length of a pack's header, in bytes.
 	HeaderSize = 4 + 1 + 4 + seal.SaltSize
 	// TargetSize is the size, in bytes, above which a pack is not filled further.
-	TargetSize = 16 << 20
+	TargetSize = 8 << 20
 	// BufferSize is the room for a pack with its padding.
 	BufferSize = TargetSize + TargetSize/16
 	// MaxSize is the largest pack that is accepted.

@@ -41,7 +41,7 @@ func (g *Group) Add(id dr.UnitID, data []byte) {
 
 // Padme rounds n up to the next size of the Padmé series, so that a size tells
 // at most the order of magnitude and a few bits (at most 12 % more, 3 % at
-// 16 MiB). Nikitin et al., "Reducing Metadata Leakage from Encrypted Files and
+// 8 MiB). Nikitin et al., "Reducing Metadata Leakage from Encrypted Files and
 // Communication with PURBs", 2019.
 func Padme(n int64) int64 {
 	if n < 2 {

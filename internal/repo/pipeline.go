@@ -45,19 +45,29 @@ func (w *Writer) compress(queue <-chan *pack.Group) error {
 	return nil
 }
 
-// newGroup returns an empty group, with the memory of one that was packed where
-// there is one.
-func (w *Writer) newGroup() *pack.Group {
-	if g, ok := w.spare.Get().(*pack.Group); ok {
+// groupClasses are the sizes of the memory of groups: pack.GroupSize, and twice
+// the one before up to pack.MaxGroup.
+const groupClasses = 4
+
+// newGroup returns an empty group with room for n bytes, with the memory of one
+// that was packed where there is one.
+func (w *Writer) newGroup(n int) *pack.Group {
+	class, room := 0, pack.GroupSize
+	for room < n && class < groupClasses-1 {
+		class, room = class+1, room*2
+	}
+	if g, ok := w.spare[class].Get().(*pack.Group); ok {
 		return g
 	}
-	return &pack.Group{}
+	return &pack.Group{Body: make([]byte, 0, room)}
 }
 
 func (w *Writer) recycle(g *pack.Group) {
-	if cap(g.Body) == pack.GroupSize {
-		g.Body, g.Units = g.Body[:0], g.Units[:0]
-		w.spare.Put(g)
+	for class, room := 0, pack.GroupSize; class < groupClasses; class, room = class+1, room*2 {
+		if cap(g.Body) == room {
+			g.Body, g.Units = g.Body[:0], g.Units[:0]
+			w.spare[class].Put(g)
+		}
 	}
 }
 

@@ -87,7 +87,7 @@ type Writer struct {
 	sources []*source
 	hint    atomic.Int64 // where the last unit was found: its neighbours are there too
 	proving singleflight.Group
-	spare   sync.Pool // of *pack.Group
+	spare   [groupClasses]sync.Pool // of *pack.Group
 
 	// gate: Put holds it shared, Flush alone. groups and packs count what is
 	// between Put and the registry.
@@ -272,13 +272,16 @@ func (w *Writer) add(ref dr.UnitRef, data []byte) (full *pack.Group) {
 	}
 	var alone *pack.Group
 	if len(data) >= pack.GroupSize/2 { // a group of its own, copied outside the lock
-		alone = &pack.Group{}
+		alone = w.newGroup(len(data))
 		alone.Add(ref.ID, data)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if _, ok := w.fresh[ref.ID]; ok { // somebody else put it meanwhile
 		w.countLocked(false, len(data))
+		if alone != nil {
+			w.recycle(alone)
+		}
 		return nil
 	}
 	w.fresh[ref.ID] = struct{}{}
@@ -288,9 +291,9 @@ func (w *Writer) add(ref dr.UnitRef, data []byte) (full *pack.Group) {
 	}
 	g := w.open[kind]
 	if g == nil {
-		g = w.newGroup()
+		g = w.newGroup(0)
 	} else if !g.Fits(len(data)) {
-		full, g = g, w.newGroup()
+		full, g = g, w.newGroup(0)
 	}
 	g.Add(ref.ID, data)
 	w.open[kind] = g
