@@ -24,6 +24,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/override"
+	"lifeboat/internal/retain"
 )
 
 // Defaults of what the file does not say.
@@ -63,7 +64,10 @@ type Config struct {
 	// SecureBuffer bounds what is copied into memory while frozen, in bytes.
 	SecureBuffer int64
 	Limits       Limits
-	Systems      map[dr.System]System
+	// Keep is what is kept of systems that say nothing of their own; empty where
+	// the file does not say it.
+	Keep    retain.Policy
+	Systems map[dr.System]System
 }
 
 // Registry says how the registry is trusted and logged in to. Without
@@ -99,6 +103,8 @@ type System struct {
 	Exclude    []Exclude
 	// Overrides are applied when this site brings the system up.
 	Overrides override.Set
+	// Keep is what is kept of the system's snapshots, instead of Config.Keep.
+	Keep retain.Policy
 }
 
 // Exclude names something that is not captured.
@@ -187,6 +193,15 @@ func (c *Config) System(name dr.System) (System, error) {
 		return System{}, notInFile("system", string(name), keys(c.Systems))
 	}
 	return s, nil
+}
+
+// KeepOf is what is kept of a system's snapshots, whether it stands in the file
+// or not; empty where nothing is said.
+func (c *Config) KeepOf(name dr.System) retain.Policy {
+	if s, ok := c.Systems[name]; ok && !s.Keep.Empty() {
+		return s.Keep
+	}
+	return c.Keep
 }
 
 // OtherSite returns another site of the file. The error wraps dr.ErrNotFound

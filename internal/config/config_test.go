@@ -16,6 +16,7 @@ import (
 	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/override"
+	"lifeboat/internal/retain"
 )
 
 var comparers = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
@@ -36,9 +37,11 @@ sites:
 freeze_max: 800ms
 secure_buffer: 128MiB
 limits: {upload: 80Mbit/s, download: 0}
+keep: {last: 10, daily: 7, yearly: unlimited, within: 2d12h}
 systems:
   shop:
     project: shop
+    keep: {weekly: 4}
     exclude: [volume:cache, "layer:web:/tmp", bind:/srv/shop/logs]
     overrides:
       ports:
@@ -79,8 +82,9 @@ func TestParse(t *testing.T) {
 		},
 		Engine: config.Engine{Host: "unix:///run/docker.sock"}, Sites: map[dr.Site]config.Site{"cloud": {Engine: "ssh://root@standby.example.org:2222"}},
 		FreezeMax: 800 * time.Millisecond, SecureBuffer: 128 << 20, Limits: config.Limits{Upload: 10_000_000},
+		Keep: retain.Policy{Last: 10, Daily: 7, Yearly: retain.Unlimited, Within: retain.Span{Days: 2, Hours: 12}},
 		Systems: map[dr.System]config.System{
-			"shop": {Project: "shop", Overrides: o, Exclude: []config.Exclude{
+			"shop": {Project: "shop", Overrides: o, Keep: retain.Policy{Weekly: 4}, Exclude: []config.Exclude{
 				{Kind: dr.TreeVolume, Name: "cache"}, {Kind: dr.TreeLayer, Name: "web", Path: "/tmp"}, {Kind: dr.TreeBind, Name: "/srv/shop/logs"},
 			}},
 			"mail": {Containers: []string{"postfix", "dovecot"}},
@@ -164,7 +168,7 @@ engine: unix:///x
 		`sites.b.engine: line 4: engine: the scheme is "http"; want unix:///run/docker.sock, ssh://user@host or tcp://host:port`,
 		`sites.c: line 5: there is no engine; a site needs one, such as ssh://root@host or unix:///run/docker.sock`,
 		`sites.d: line 6: is a list; want keys and values`,
-		`stie: line 7: unknown key (did you mean "site"?); known are engine, freeze_max, key_file, limits, registry, repo, secure_buffer, site, sites, state_dir, systems`,
+		`stie: line 7: unknown key (did you mean "site"?); known are engine, freeze_max, keep, key_file, limits, registry, repo, secure_buffer, site, sites, state_dir, systems`,
 		`site: line 8: 2026-01-01 is a date; want text, so put it in quotes`,
 		`freeze_max: line 9: "5" is not a duration such as 300ms, 5s or 2m`,
 		`secure_buffer: line 10: 1KiB is out of bounds: from 1MiB to 16GiB`,
@@ -209,6 +213,49 @@ engine: unix:///x
 	}
 	if strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the error shows a secret:\n%v", err)
+	}
+}
+
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	c, err := config.Parse("f", []byte("keep: {daily: 7}\nsystems: {shop: {project: s, keep: {last: 2}}, mail: {project: m}}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[dr.System]retain.Policy{"shop": {Last: 2}, "mail": {Daily: 7}, "elsewhere": {Daily: 7}} {
+		if got := c.KeepOf(name); got != want {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	for text, want := range map[string]string{
+		"keep: {}":             "keep: line 1: keeps nothing",
+		"keep: {last: 0}":      "keep: line 1: keeps nothing",
+		"keep: {last: -1}":     `keep.last: line 1: "-1" is not a count`,
+		"keep: {within: 7w}":   `keep.within: line 1: "7w" is not a span`,
+		"keep: {minutely: 3}":  "keep.minutely: line 1: unknown key",
+		"keep: {daily: [1]}":   "keep.daily: line 1: is a list",
+		"keep: {hourly: true}": "keep.hourly: line 1: true is true or false; want text",
+	} {
+		if _, err := config.Parse("f", []byte(text)); !errors.Is(err, dr.ErrUsage) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+// A policy is written as it is read, and declaring a system again leaves it.
+func TestKeepIsWritten(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "lifeboat.yaml")
+	want := config.System{Project: "shop", Keep: retain.Policy{Last: 3, Monthly: retain.Unlimited, Within: retain.Span{Days: 7}}}
+	if _, err := config.AddSystem(path, "shop", want); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Load(path)
+	if err != nil || c.Systems["shop"].Keep != want.Keep {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if changed, err := config.AddSystem(path, "shop", config.System{Project: "shop"}); err != nil || changed {
+		t.Errorf("declared again: %v, %v", changed, err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/override"
 	"lifeboat/internal/quantity"
+	"lifeboat/internal/retain"
 	"lifeboat/internal/suggest"
 )
 
@@ -110,6 +111,7 @@ func (d *decoder) file(c *Config, root *yaml.Node) {
 				"download": func(p string, n *yaml.Node) { parsed(d, &c.Limits.Download, p, n, quantity.ParseRate) },
 			})
 		},
+		"keep":    func(p string, n *yaml.Node) { d.keep(&c.Keep, p, n) },
 		"systems": func(p string, n *yaml.Node) { d.systems(c, p, n) },
 	})
 }
@@ -217,6 +219,7 @@ func (d *decoder) system(path string, key, n *yaml.Node) System {
 			})
 		},
 		"overrides": func(p string, n *yaml.Node) { d.overrides(&s.Overrides, p, n) },
+		"keep":      func(p string, n *yaml.Node) { d.keep(&s.Keep, p, n) },
 	})
 	if n.Kind == yaml.MappingNode || isNull(n) {
 		switch {
@@ -229,6 +232,22 @@ func (d *decoder) system(path string, key, n *yaml.Node) System {
 		}
 	}
 	return s
+}
+
+// keep reads a policy. One that is given keeps something: an empty one would be
+// taken for none, and what is meant for none is leaving it out.
+func (d *decoder) keep(k *retain.Policy, path string, n *yaml.Node) {
+	count := func(target *int) field {
+		return func(p string, n *yaml.Node) { parsed(d, target, p, n, retain.ParseCount) }
+	}
+	d.fields(path, n, map[string]field{
+		"last": count(&k.Last), "hourly": count(&k.Hourly), "daily": count(&k.Daily), "weekly": count(&k.Weekly),
+		"monthly": count(&k.Monthly), "yearly": count(&k.Yearly),
+		"within": func(p string, n *yaml.Node) { parsed(d, &k.Within, p, n, retain.ParseSpan) },
+	})
+	if k.Empty() && !d.failedBelow(path) {
+		d.fail(path, n, "keeps nothing; say how many snapshots stay, such as {last: 3, daily: 7}, or leave it out")
+	}
 }
 
 func (d *decoder) failedBelow(path string) bool {

@@ -78,6 +78,9 @@ func AddSystem(path string, name dr.System, s System) (changed bool, err error) 
 	}
 	return edit(path, func(c *Config, text []byte) ([]byte, error) {
 		if old, ok := c.Systems[name]; ok {
+			if s.Keep.Empty() {
+				s.Keep = old.Keep // who declares a system says nothing of what is kept
+			}
 			if sameSystem(old, s) {
 				return text, nil
 			}

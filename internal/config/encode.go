@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
 
 	"lifeboat/internal/override"
+	"lifeboat/internal/retain"
 )
 
 // entryText writes one key with its value in block style, every line indented
@@ -144,6 +146,28 @@ func systemNode(s System) *yaml.Node {
 	list("exclude", exclude)
 	if pairs := s.Overrides.Pairs(); len(pairs) > 0 {
 		put(n, "overrides", overridesNode(pairs))
+	}
+	if !s.Keep.Empty() {
+		put(n, "keep", keepNode(s.Keep))
+	}
+	return n
+}
+
+func keepNode(k retain.Policy) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.MappingNode}
+	for _, c := range []struct {
+		name  string
+		count int
+	}{{"last", k.Last}, {"hourly", k.Hourly}, {"daily", k.Daily}, {"weekly", k.Weekly}, {"monthly", k.Monthly}, {"yearly", k.Yearly}} {
+		switch {
+		case c.count == retain.Unlimited:
+			put(n, c.name, textNode("unlimited"))
+		case c.count != 0:
+			put(n, c.name, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!int", Value: strconv.Itoa(c.count)})
+		}
+	}
+	if k.Within != (retain.Span{}) {
+		put(n, "within", textNode(k.Within.String()))
 	}
 	return n
 }
