@@ -133,6 +133,7 @@ func (d *discovery) images(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		img.Tags, img.Digests = given(img.Tags), given(img.Digests)
 		d.sys.Images = append(d.sys.Images, img)
 	}
 	slices.SortFunc(d.sys.Images, func(a, b Image) int { return strings.Compare(a.ID, b.ID) })

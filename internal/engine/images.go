@@ -58,6 +58,18 @@ func real(names []string) []string {
 	return out
 }
 
+// RestoredRepo is the name, before its tag, that keeps an image which is being
+// brought up from being swept until its containers exist. It is Lifeboat's own
+// and never part of what Discover finds.
+const RestoredRepo = "lifeboat-restored"
+
+// given are the names that others gave.
+func given(names []string) []string {
+	return slices.DeleteFunc(names, func(s string) bool {
+		return strings.HasPrefix(s, RestoredRepo+":") || strings.HasPrefix(s, RestoredRepo+"@")
+	})
+}
+
 // HasImage reports whether the engine has an image, by name or id.
 func (e *Engine) HasImage(ctx context.Context, ref string) (bool, error) {
 	_, err := e.Image(ctx, ref)

@@ -37,3 +37,11 @@ func TestPartOfCoverage(t *testing.T) {
 		}
 	}
 }
+
+func TestGivenNames(t *testing.T) {
+	t.Parallel()
+	got := given([]string{"lifeboat-restored:0123", "shop/web:1", "lifeboat-restored@sha256:ab", "lifeboat-restored-not:1"})
+	if len(got) != 2 || got[0] != "shop/web:1" || got[1] != "lifeboat-restored-not:1" {
+		t.Errorf("%q", got)
+	}
+}

@@ -57,3 +57,16 @@ func TestTimeToServe(t *testing.T) {
 		}
 	}
 }
+
+func TestHasOtherName(t *testing.T) {
+	t.Parallel()
+	keep := "lifeboat-restored:01"
+	for _, tt := range []struct {
+		tags []string
+		want bool
+	}{{[]string{keep}, false}, {[]string{keep, "shop:1"}, true}, {[]string{keep, "lifeboat-restored:02"}, false}, {[]string{"shop:1"}, false}, {nil, false}} {
+		if got := hasOtherName(tt.tags, keep); got != tt.want {
+			t.Errorf("%q: %v", tt.tags, got)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"lifeboat/internal/dr"
@@ -76,6 +77,9 @@ func (b *bringUp) bringImages(ctx context.Context) error {
 			return fmt.Errorf("image %s: %w", imageName(im), err)
 		}
 		for _, tag := range im.Tags {
+			if strings.HasPrefix(tag, engine.RestoredRepo+":") {
+				continue // captured by an earlier version
+			}
 			if err := b.nameImage(ctx, id, tag); err != nil {
 				return err
 			}
@@ -148,7 +152,36 @@ func (b *bringUp) pullImage(ctx context.Context, srv *imageserve.Server, rec *la
 }
 
 // keepName names an image until its containers exist.
-func keepName(rec *layer.ImageRecord) string { return "lifeboat-restored:" + rec.ID.Hex()[:32] }
+func keepName(rec *layer.ImageRecord) string { return engine.RestoredRepo + ":" + rec.ID.Hex()[:32] }
+
+// dropKeepNames takes the names of keepName away where the image has another
+// one. An image without any other keeps it: a store that sweeps what has no name
+// would take it from under its containers.
+func (b *bringUp) dropKeepNames(ctx context.Context) error {
+	for _, im := range b.local.Images {
+		rec, h, err := b.handover(ctx, im)
+		if err != nil {
+			return err
+		}
+		have, err := b.d.Engine.Image(ctx, string(h.EngineID))
+		if err != nil {
+			return fmt.Errorf("image %s: %w", imageName(im), err)
+		}
+		if keep := keepName(rec); hasOtherName(have.Tags, keep) {
+			if err := b.d.Engine.UntagImage(ctx, keep); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// hasOtherName reports whether an image has the name keep and another one that
+// is not of its kind.
+func hasOtherName(tags []string, keep string) bool {
+	other := slices.ContainsFunc(tags, func(s string) bool { return !strings.HasPrefix(s, engine.RestoredRepo+":") })
+	return other && slices.Contains(tags, keep)
+}
 
 func (b *bringUp) loadImage(ctx context.Context, rec *layer.ImageRecord) error {
 	h, err := layer.HandoverTo(rec, b.survey.info.ContainerdStore)

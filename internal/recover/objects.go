@@ -175,7 +175,7 @@ func (b *bringUp) bringContainers(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return b.dropKeepNames(ctx)
 }
 
 func (b *bringUp) containerFact(name string) string { return b.snap.ID.Short() + ":container:" + name }
