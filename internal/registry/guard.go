@@ -32,6 +32,7 @@ type guard struct {
 	routes *mux.Router  // the same routes that next uses
 	users  *users
 	ledger *ledger
+	refs   *references
 	driver driver.StorageDriver
 	log    *slog.Logger
 
@@ -294,6 +295,10 @@ func (g *guard) delete(w http.ResponseWriter, r *http.Request, req *request) {
 	}
 	var refused *refusal
 	if isDigest(req.ref) {
+		if refused := g.checkDelete(r.Context(), req); refused != nil { // reads what it needs without keeping others waiting
+			refused.write(w)
+			return
+		}
 		defer g.names.lock(req.name)()
 		refused = g.checkDelete(r.Context(), req)
 	} else {
@@ -311,7 +316,11 @@ func (g *guard) delete(w http.ResponseWriter, r *http.Request, req *request) {
 	}
 }
 
-// checkDelete keeps a manifest that tags of a repository name (invariant 2).
+// checkDelete keeps a manifest that tags of a repository name, or that the index
+// under any tag lists (invariant 2). Under the exclusive lock of the name
+// nothing is added meanwhile, and Distribution takes no index afterwards that
+// lists what is gone: so no index under a tag ever lacks a manifest, whatever
+// its writer and whoever deletes do, and wherever they are killed.
 func (g *guard) checkDelete(ctx context.Context, req *request) *refusal {
 	if req.route != v2.RouteNameManifest {
 		return nil
@@ -322,6 +331,13 @@ func (g *guard) checkDelete(ctx context.Context, req *request) *refusal {
 	}
 	if len(tags) > 0 {
 		return conflict(reasonListed, fmt.Sprintf("manifest %s is named by tag %s (%d in all); delete the tags first", req.ref, tags[0], len(tags)))
+	}
+	tag, err := g.refs.lister(ctx, req.name, digest.Digest(req.ref))
+	if err != nil {
+		return g.failure("look for indexes", req, err)
+	}
+	if tag != "" {
+		return conflict(reasonListed, fmt.Sprintf("manifest %s is listed by the index under tag %s; delete the tag first", req.ref, tag))
 	}
 	return nil
 }

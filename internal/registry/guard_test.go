@@ -19,7 +19,7 @@ func TestAnnouncement(t *testing.T) {
 	c := newClient(t, r)
 	for user, want := range map[*client]int{c: http.StatusUnauthorized, c.as("alice"): http.StatusOK} {
 		status, _, h := user.do("GET", "/v2/", nil)
-		if status != want || h.Get("Lifeboat-Registry") != "1; immutable-tags" {
+		if status != want || h.Get("Lifeboat-Registry") != "1; immutable-tags; checked-deletes" {
 			t.Errorf("%d, %q", status, h.Get("Lifeboat-Registry"))
 		}
 	}
@@ -365,5 +365,37 @@ func TestMissingBlobAndTooLarge(t *testing.T) {
 	c.want("junk", status, text, http.StatusBadRequest, "MANIFEST_INVALID")
 	if got := c.tag("dr", "s.shop.1"); got != "" {
 		t.Errorf("tag exists: %s", got)
+	}
+}
+
+// TestDeleteListedRace: an index that is written under a tag while a manifest
+// that it lists is deleted either keeps it or is refused (invariant 2).
+func TestDeleteListedRace(t *testing.T) {
+	t.Parallel()
+	c := newClient(t, registrytest.Start(t, plain))
+	c.putBlob("dr", []byte("{}"))
+	for i := 1; i <= 20; i++ {
+		body := manifest(fmt.Sprint("child ", i))
+		d := digest.FromBytes(body)
+		c.putManifest("dr", d.String(), body) // without a tag, as a collector leaves it
+		index := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, manifestType, d, len(body))
+		tag := fmt.Sprintf("s.race.%d", i)
+		var wg sync.WaitGroup
+		var put, deleted int
+		wg.Go(func() {
+			put, _, _ = c.do("PUT", "/v2/dr/manifests/"+tag, index, "Content-Type", "application/vnd.oci.image.index.v1+json")
+		})
+		wg.Go(func() { deleted, _, _ = c.do("DELETE", "/v2/dr/manifests/"+d.String(), nil) })
+		wg.Wait()
+		status, _, _ := c.do("GET", "/v2/dr/manifests/"+d.String(), nil, "Accept", manifestType)
+		if (put == http.StatusCreated) != (status == http.StatusOK) || (deleted == http.StatusAccepted) == (put == http.StatusCreated) {
+			t.Fatalf("round %d: index %d, deletion %d, manifest afterwards %d", i, put, deleted, status)
+		}
+		if put != http.StatusCreated { // numbers have no gaps
+			again := manifest(fmt.Sprint("filler ", i))
+			if s, text := c.putManifest("dr", tag, again); s != http.StatusCreated {
+				t.Fatalf("filler: %d %s", s, text)
+			}
+		}
 	}
 }

@@ -22,7 +22,7 @@ const (
 	reasonTaken   = "taken"   // the tag names another digest
 	reasonRetired = "retired" // the tag's number was used and deleted
 	reasonGap     = "gap"     // the number before does not exist
-	reasonListed  = "listed"  // a tag names the manifest
+	reasonListed  = "listed"  // a tag names the manifest, or its index lists it
 )
 
 func (r *refusal) write(w http.ResponseWriter) {

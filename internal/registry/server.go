@@ -29,7 +29,7 @@ import (
 const (
 	// announceHeader and announcement tell Lifeboat's client what it may rely on.
 	announceHeader = "Lifeboat-Registry"
-	announcement   = "1; immutable-tags"
+	announcement   = "1; immutable-tags; checked-deletes"
 	healthPath     = "/healthz"
 
 	defaultStallTimeout = 2 * time.Minute
@@ -157,9 +157,10 @@ func (s *Server) handler(d *diskDriver, users *users) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: open storage: %w", err)
 	}
+	l := &ledger{driver: d, registry: namespace}
 	return &guard{
 		next: app, routes: v2.Router(), users: users, driver: d, log: s.log,
-		ledger: &ledger{driver: d, registry: namespace}, epochs: map[string]uint64{},
+		ledger: l, refs: newReferences(l), epochs: map[string]uint64{},
 	}, nil
 }
 

@@ -1,6 +1,7 @@
 // Package memstore is a store.Store in memory, for tests. It keeps the same
 // promises as Lifeboat's own registry: blobs are checked, manifests must not
-// name what is missing, tags never move. It is not durable and not bounded.
+// name what is missing, tags never move, and what a tag needs is not deleted
+// (unless Unchecked). It is not durable and not bounded.
 package memstore
 
 import (
@@ -27,6 +28,7 @@ type Store struct {
 	blobs     map[digest.Digest][]byte
 	manifests map[digest.Digest]store.Manifest
 	tags      map[string]digest.Digest
+	unchecked bool
 }
 
 // New returns an empty store.
@@ -42,7 +44,9 @@ var _ store.Store = (*Store)(nil)
 
 // Capabilities implements store.Store.
 func (s *Store) Capabilities(ctx context.Context) (store.Capabilities, error) {
-	return store.Capabilities{ImmutableTags: true}, ctx.Err()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return store.Capabilities{ImmutableTags: true, CheckedDelete: !s.unchecked}, ctx.Err()
 }
 
 // PutBlob implements store.Blobs.
@@ -238,8 +242,8 @@ func (s *Store) DeleteTag(ctx context.Context, tag string) error {
 	return nil
 }
 
-// DeleteManifest implements store.Manifests. Like a registry it lets go of the
-// tags that name d; unlike callers it does not ask whether an index lists it.
+// DeleteManifest implements store.Manifests. After Unchecked it lets go of the
+// tags that name d, and does not ask whether an index lists it.
 func (s *Store) DeleteManifest(ctx context.Context, d digest.Digest) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -249,9 +253,77 @@ func (s *Store) DeleteManifest(ctx context.Context, d digest.Digest) error {
 	if _, ok := s.manifests[d]; !ok {
 		return fmt.Errorf("memory: delete manifest %s: %w", d, store.ErrNotFound)
 	}
+	if tag := s.lister(d); tag != "" && !s.unchecked {
+		return fmt.Errorf("memory: delete manifest %s: tag %s: %w", d, tag, store.ErrListed)
+	}
+	s.remove(d)
+	return nil
+}
+
+// remove takes a manifest away with the tags that name it; the caller holds mu.
+func (s *Store) remove(d digest.Digest) {
 	delete(s.manifests, d)
 	maps.DeleteFunc(s.tags, func(_ string, have digest.Digest) bool { return have == d })
-	return nil
+}
+
+// lister returns a tag that names d or whose index lists it; the caller holds
+// mu.
+func (s *Store) lister(d digest.Digest) string {
+	for tag, named := range s.tags {
+		if named == d {
+			return tag
+		}
+		m := s.manifests[named]
+		if m.MediaType != ocispec.MediaTypeImageIndex {
+			continue
+		}
+		var x ocispec.Index
+		if err := json.Unmarshal(m.Body, &x); err != nil {
+			return tag
+		}
+		if slices.ContainsFunc(x.Manifests, func(c ocispec.Descriptor) bool { return c.Digest == d }) {
+			return tag
+		}
+	}
+	return ""
+}
+
+// Unchecked makes the store one that deletes whatever it is told to, as other
+// registries do.
+func (s *Store) Unchecked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unchecked = true
+}
+
+// Vanish removes a manifest with its tags, whatever needs it, as a collector does
+// that knows nothing of repositories. It reports whether d was there.
+func (s *Store) Vanish(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.manifests[d]
+	s.remove(d)
+	return ok
+}
+
+// Collect removes all blobs that no manifest names, as a registry's collector
+// does, and returns how many.
+func (s *Store) Collect() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	named := map[digest.Digest]bool{}
+	for _, m := range s.manifests {
+		var x ocispec.Manifest
+		if m.MediaType != ocispec.MediaTypeImageManifest || json.Unmarshal(m.Body, &x) != nil {
+			continue
+		}
+		for _, l := range append(x.Layers, x.Config) {
+			named[l.Digest] = true
+		}
+	}
+	before := len(s.blobs)
+	maps.DeleteFunc(s.blobs, func(d digest.Digest, _ []byte) bool { return !named[d] })
+	return before - len(s.blobs)
 }
 
 // Clone returns a store that holds the same and goes its own way, for tests
@@ -259,7 +331,7 @@ func (s *Store) DeleteManifest(ctx context.Context, d digest.Digest) error {
 func (s *Store) Clone() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &Store{blobs: maps.Clone(s.blobs), manifests: maps.Clone(s.manifests), tags: maps.Clone(s.tags)}
+	return &Store{blobs: maps.Clone(s.blobs), manifests: maps.Clone(s.manifests), tags: maps.Clone(s.tags), unchecked: s.unchecked}
 }
 
 // Corrupt replaces the stored bytes of blob d, whatever their digest, for tests

@@ -41,6 +41,10 @@ func checkTag(tag string) error {
 // was used and deleted: to the writer it is as good as taken.
 const reasonRetired = "retired"
 
+// reasonListed is what it answers when a tag names what is to be deleted, or an
+// index under a tag lists it.
+const reasonListed = "listed"
+
 // PutManifest implements store.Manifests: HEAD where the registry has not
 // announced immutable tags, PUT, and then reading again wherever the answer
 // leaves a doubt (docs/adr/0001).
@@ -351,5 +355,10 @@ func (c *client) delete(ctx context.Context, ref string) error {
 	case http.StatusAccepted, http.StatusOK, http.StatusNoContent:
 		return nil
 	}
-	return statusError(resp)
+	refusal := statusError(resp)
+	var r *response
+	if errors.As(refusal, &r) && r.reason == reasonListed {
+		return fmt.Errorf("%w: %w", refusal, store.ErrListed)
+	}
+	return refusal
 }

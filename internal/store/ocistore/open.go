@@ -42,11 +42,13 @@ const (
 	DefaultAttempts     = 6
 )
 
-// Header is what Lifeboat's own registry puts on every response, and
-// HeaderImmutable the word in it that promises atomic immutable tags.
+// Header is what Lifeboat's own registry puts on every response. HeaderImmutable
+// is the word in it that promises atomic immutable tags, HeaderChecked the one
+// that promises store.Capabilities.CheckedDelete.
 const (
 	Header          = "Lifeboat-Registry"
 	HeaderImmutable = "immutable-tags"
+	HeaderChecked   = "checked-deletes"
 )
 
 // Options says how to reach a registry. The zero value means: system roots,
@@ -104,6 +106,8 @@ type client struct {
 	scoped func(context.Context) context.Context
 	// immutable is set once the registry has announced immutable tags.
 	immutable atomic.Bool
+	// checked is set once it has announced checked deletions.
+	checked atomic.Bool
 }
 
 var _ store.Store = (*client)(nil)
@@ -245,14 +249,17 @@ func (c *client) Capabilities(ctx context.Context) (store.Capabilities, error) {
 	if resp.StatusCode != http.StatusOK {
 		return store.Capabilities{}, c.fail(what, statusError(resp))
 	}
-	return store.Capabilities{ImmutableTags: c.immutable.Load()}, nil
+	return store.Capabilities{ImmutableTags: c.immutable.Load(), CheckedDelete: c.checked.Load()}, nil
 }
 
 // noteAnnouncement remembers what a response of the registry itself promises.
 func (c *client) noteAnnouncement(h http.Header) {
 	for _, w := range strings.Split(h.Get(Header), ";") {
-		if strings.TrimSpace(w) == HeaderImmutable {
+		switch strings.TrimSpace(w) {
+		case HeaderImmutable:
 			c.immutable.Store(true)
+		case HeaderChecked:
+			c.checked.Store(true)
 		}
 	}
 }

@@ -47,7 +47,7 @@ func TestOwnRegistryAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, "delete what a tag names", s.DeleteManifest(t.Context(), d), store.ErrRefused, "s.shop.2")
+	wantErr(t, "delete what a tag names", s.DeleteManifest(t.Context(), d), store.ErrListed, "s.shop.2")
 	if err := s.DeleteTag(t.Context(), "s.shop.2"); err != nil {
 		t.Fatal(err)
 	}

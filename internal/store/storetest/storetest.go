@@ -52,6 +52,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"tags race", testTagRace},
 		{"tag listing", testTags},
 		{"delete", testDelete},
+		{"delete what is needed", testDeleteNeeded},
 		{"capabilities", testCapabilities},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
@@ -542,6 +543,55 @@ func testDelete(t *testing.T, s store.Store) {
 		_, err := s.GetManifest(t.Context(), d.String())
 		wantErr(t, "get after deletion", err, store.ErrNotFound)
 	}
+}
+
+// testDeleteNeeded: a store that says so keeps what a tag names and what the
+// index under a tag lists, and lets go of it afterwards.
+func testDeleteNeeded(t *testing.T, s store.Store) {
+	caps, err := s.Capabilities(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !caps.CheckedDelete {
+		return // it deletes whatever it is told to
+	}
+	child, err := s.PutManifest(t.Context(), "m."+digest.FromBytes(ManifestOf(t, s, "child")).Encoded()[:32], ocispec.MediaTypeImageManifest, ManifestOf(t, s, "child"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, err := json.Marshal(ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex,
+		Manifests: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageManifest, Digest: child, Size: int64(len(ManifestOf(t, s, "child")))}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tag := range []string{"s.shop.1", "anything"} {
+		if _, err := s.PutManifest(t.Context(), tag, ocispec.MediaTypeImageIndex, index); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(what string) {
+		t.Helper()
+		wantErr(t, what, s.DeleteManifest(t.Context(), child), store.ErrListed)
+		if _, err := s.GetManifest(t.Context(), child.String()); err != nil {
+			t.Errorf("%s: it is gone all the same: %v", what, err)
+		}
+	}
+	refused("a tag names it")
+	for _, tag := range []string{"m." + child.Encoded()[:32], "s.shop.1", "anything"} {
+		if err := s.DeleteTag(t.Context(), tag); err != nil {
+			t.Fatal(err)
+		}
+		if tag != "anything" {
+			refused("after the deletion of " + tag)
+		}
+	}
+	if err := s.DeleteManifest(t.Context(), child); err != nil {
+		t.Fatalf("nothing needs it any more: %v", err)
+	}
+	_, err = s.PutManifest(t.Context(), "s.shop.2", ocispec.MediaTypeImageIndex, index)
+	wantErr(t, "an index that lists what is gone", err, store.ErrIncomplete)
 }
 
 func testCapabilities(t *testing.T, s store.Store) {
