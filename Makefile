@@ -11,7 +11,7 @@ SOAK ?= 20       # rounds of everything
 # Packages whose tests run at the same time. Those of the laboratory have engines and databases running.
 PARALLEL ?= 2
 
-.PHONY: build deps lint test demo fuzz soak clean
+.PHONY: build deps lint test demo bench bench-deps fuzz soak clean
 
 # One static binary.
 build:
@@ -22,7 +22,7 @@ deps:
 	sh lab/deps.sh
 
 lint:
-	@unformatted=$$($(GO) tool gofumpt -l cmd e2e internal lab); \
+	@unformatted=$$($(GO) tool gofumpt -l bench cmd e2e internal lab); \
 	if [ -n "$$unformatted" ]; then echo "make lint: not formatted; run: go tool gofumpt -w" $$unformatted >&2; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
@@ -34,6 +34,17 @@ test: deps lint build
 # Two sites and a WAN on this machine: protect, lose the main site, fail over, fail back.
 demo: deps build
 	$(GO) run ./lab/cmd/demo
+
+# Lifeboat and other tools side by side, and the figures of the paper, to bench/results. Some 40 minutes;
+# for a quick look: make bench BENCH='-scale 0.05 -rounds 1'.
+bench: deps bench-deps
+	$(GO) run ./bench $(BENCH)
+	$(GO) run ./bench -paper $(BENCH)
+
+# The tools that Lifeboat is compared with; does nothing when they are there.
+bench-deps:
+	@if ! { command -v restic && command -v borg; } > /dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends restic borgbackup; fi
 
 # Every fuzz target for a short while.
 fuzz:

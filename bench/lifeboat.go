@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"lifeboat/lab/images"
+)
+
+// lifeboat keeps its repository in its own registry on loopback.
+type lifeboat struct {
+	stage    *stage
+	dir      string
+	registry *registry
+	last     snapshotAnswer // of the newest snapshot
+}
+
+// snapshotAnswer has the keys of the contract that are measured.
+type snapshotAnswer struct {
+	BytesSent int64   `json:"bytes_sent"`
+	FreezeMS  float64 `json:"freeze_ms"`
+}
+
+// companion is a system of the same image: its snapshot puts the image into the repository, so that a
+// first copy is one of the data alone, as the other tools' are.
+const companion = "companion"
+
+func (l *lifeboat) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := l.stage.site.Command(ctx, l.stage.binary, append([]string{"--config", filepath.Join(l.dir, "lifeboat.yaml"), "--quiet"}, args...)...)
+	cmd.Env = append(cmd.Env, "LIFEBOAT_KEY_FILE="+filepath.Join(l.dir, "key.txt"))
+	return cmd
+}
+
+func (l *lifeboat) run(ctx context.Context, o *outcome, args ...string) ([]byte, error) {
+	return o.measured(l.command(ctx, args...), "lifeboat "+args[0])
+}
+
+func (l *lifeboat) prepare(ctx context.Context, dir string) error {
+	if err := l.create(ctx, dir); err != nil {
+		return err
+	}
+	if err := l.stage.idle(ctx, companion, images.Base); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"protect", companion, "--container", companion}, {"snapshot", companion}, {"protect", container, "--container", container}} {
+		var o outcome
+		if _, err := l.run(ctx, &o, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// create makes a fresh repository in a fresh registry, and a site without memory.
+func (l *lifeboat) create(ctx context.Context, dir string) (err error) {
+	l.dir = dir
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if l.registry, err = l.stage.serve(ctx, "127.0.0.1:5000", l.stored()); err != nil {
+		return err
+	}
+	text := fmt.Sprintf("site: main\nstate_dir: %s\n", filepath.Join(dir, "state"))
+	if err := os.WriteFile(filepath.Join(dir, "lifeboat.yaml"), []byte(text), 0o600); err != nil {
+		return err
+	}
+	var o outcome
+	_, err = l.run(ctx, &o, "init", "--repo", "oci+http://127.0.0.1:5000/dr", "--kit", filepath.Join(dir, "kit.txt"))
+	return err
+}
+
+func (l *lifeboat) copy(ctx context.Context) (outcome, error) { return l.snapshot(ctx, container) }
+
+func (l *lifeboat) snapshot(ctx context.Context, system string) (o outcome, err error) {
+	if err := forgetPeak(l.registry.cmd.Process.Pid); err != nil {
+		return o, err
+	}
+	out, err := l.run(ctx, &o, "snapshot", system, "--json")
+	if err != nil {
+		return o, err
+	}
+	l.last = snapshotAnswer{}
+	if err := json.Unmarshal(out, &l.last); err != nil {
+		return o, fmt.Errorf("lifeboat snapshot: its answer: %w", err)
+	}
+	o.Frozen = l.last.FreezeMS
+	_, o.Registry = resident(l.registry.cmd.Process.Pid)
+	return o, nil
+}
+
+func (l *lifeboat) restore(ctx context.Context, to string) (o outcome, err error) {
+	_, err = l.run(ctx, &o, "restore", container, "--to", to)
+	return o, err
+}
+
+func (l *lifeboat) stored() string { return filepath.Join(l.dir, "registry") }
+
+func (l *lifeboat) version(ctx context.Context) (string, error) {
+	v, err := versionOf(ctx, l.stage.binary, "version")
+	return strings.Join(strings.Fields(v), " "), err
+}
+
+func (l *lifeboat) commands() []string {
+	return []string{"lifeboat init; protect (its own registry; the image is in the repository already)", "lifeboat snapshot SYSTEM", "lifeboat restore SYSTEM --to DIR"}
+}
+
+func (l *lifeboat) end(ctx context.Context) error {
+	_, err := l.stage.site.Docker(ctx, "rm", "--force", "--volumes", companion)
+	return errors.Join(err, l.registry.stop())
+}

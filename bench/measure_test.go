@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestMeasured(t *testing.T) {
+	t.Parallel()
+	var o outcome
+	out, err := o.measured(exec.Command("/bin/sh", "-c", "echo done"), "shell")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(out) != "done\n" || o.Seconds <= 0 {
+		t.Errorf("output %q, %+v", out, o)
+	}
+	before := o.Seconds
+	if _, err := o.measured(exec.Command("/bin/sh", "-c", "echo no luck >&2; exit 3"), "shell"); err == nil || !strings.Contains(err.Error(), "no luck") {
+		t.Errorf("error %v, want what the command said", err)
+	}
+	if o.Seconds <= before {
+		t.Error("the second command's time was not added")
+	}
+	if _, err := o.measured(exec.Command(filepath.Join(t.TempDir(), "none")), "nothing"); err == nil {
+		t.Error("a program that is not there: no error")
+	}
+}
+
+func TestSize(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(dir, name), make([]byte, 1000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("a", filepath.Join(dir, "c")); err != nil {
+		t.Fatal(err)
+	}
+	files, total, err := size(dir)
+	if err != nil || files != 2 || total != 2000 {
+		t.Errorf("%d files of %d bytes, %v", files, total, err)
+	}
+	if err := durable(dir); err != nil {
+		t.Error(err)
+	}
+	if err := durable(filepath.Join(dir, "none")); err == nil {
+		t.Error("sync of nothing: no error")
+	}
+}
+
+func TestResident(t *testing.T) {
+	t.Parallel()
+	now, high := resident(os.Getpid())
+	if now < 1<<20 || high < now {
+		t.Errorf("%d now, %d at most", now, high)
+	}
+	if now, high := resident(1 << 30); now != 0 || high != 0 {
+		t.Errorf("%d, %d of a process that is not there", now, high)
+	}
+	if err := forgetPeak(1 << 30); err == nil {
+		t.Error("a process that is not there: no error")
+	}
+}
+
+// TestWatchMemory looks at a child's child that takes memory and then waits for its input to end.
+func TestWatchMemory(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	// The last part is never more than what tail holds, until the input ends.
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `{ head -c 67108864 /dev/zero; cat; } | tail -c 67108864 > /dev/null; echo done`)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	once, end := context.WithCancel(t.Context())
+	end() // one look each time
+	var peak int64
+	for peak < 60<<20 && ctx.Err() == nil {
+		peak = watchMemory(once, cmd.Process.Pid)
+	}
+	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+		t.Error(err)
+	}
+	if peak < 60<<20 {
+		t.Errorf("peak of %d bytes seen, want 60 MiB at least", peak)
+	}
+}

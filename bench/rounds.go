@@ -1,0 +1,331 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lifeboat/bench/corpus"
+)
+
+// Steps of a round, in order. Each is done by all tools before the next.
+const (
+	stepFirst     = "first copy"
+	stepUnchanged = "unchanged"
+	stepCourse    = "one more course"
+	stepPages     = "100 pages of a table"
+	stepRestore   = "restore, durable"
+	stepImage     = "first copy of an image"
+)
+
+func steps() []string {
+	return []string{stepFirst, stepUnchanged, stepCourse, stepPages, stepRestore, stepImage}
+}
+
+// measurement is one step of one tool in one round.
+type measurement struct {
+	Round int    `json:"round"`
+	Step  string `json:"step"`
+	Tool  string `json:"tool"`
+	outcome
+}
+
+// results are everything that was measured side by side.
+type results struct {
+	Machine      machine             `json:"machine"`
+	Data         corpus.Totals       `json:"data"`
+	Course       corpus.Totals       `json:"course"`
+	ImageName    string              `json:"image"`
+	ImageBytes   int64               `json:"image_bytes"`
+	Rounds       int                 `json:"rounds"`
+	Tools        []string            `json:"tools"`
+	Versions     map[string]string   `json:"versions"`
+	Commands     map[string][]string `json:"commands"`
+	Measurements []measurement       `json:"measurements"`
+}
+
+// choose makes the tools that were asked for, or all that are installed.
+func (s *stage) choose(ctx context.Context, o options) (map[string]tool, []string, error) {
+	tools := map[string]tool{}
+	var order []string
+	for _, name := range names() {
+		if o.tools != nil && !slices.Contains(o.tools, name) {
+			continue
+		}
+		if name != "lifeboat" {
+			if _, err := exec.LookPath(name); err != nil {
+				if o.tools != nil {
+					return nil, nil, fmt.Errorf("%s is not installed; run: make bench-deps", name)
+				}
+				s.log.Warn("left out: not installed", "tool", name)
+				continue
+			}
+		}
+		tools[name] = makers()[name](s)
+		order = append(order, name)
+	}
+	return tools, order, nil
+}
+
+// sideBySide runs all rounds and saves the results after each.
+func (s *stage) sideBySide(ctx context.Context, o options, save func(map[string][]byte) error) error {
+	tools, order, err := s.choose(ctx, o)
+	if err != nil {
+		return err
+	}
+	r := &results{Tools: order, Versions: map[string]string{}, Commands: map[string][]string{}}
+	for name, t := range tools {
+		if r.Versions[name], err = t.version(ctx); err != nil {
+			return err
+		}
+		r.Commands[name] = t.commands()
+	}
+	s.log.Info("making data")
+	if r.Data, err = s.fill(ctx); err != nil {
+		return err
+	}
+	if r.Course, err = s.shape.WriteCourse(discard{}, 1); err != nil {
+		return err
+	}
+	if r.ImageName, r.ImageBytes, err = s.bigImage(ctx); err != nil {
+		return err
+	}
+	if r.Machine, err = lookAround(); err != nil {
+		return err
+	}
+	for n := range o.rounds {
+		if err := s.round(ctx, r, tools, n); err != nil {
+			return fmt.Errorf("round %d: %w", n+1, err)
+		}
+		r.Rounds = n + 1
+		r.Machine.load(&r.Machine.LoadAfter)
+		files, err := r.files()
+		if err != nil {
+			return err
+		}
+		if err := save(files); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("%s", r.markdown())
+	return nil
+}
+
+// discard takes everything.
+type discard struct{}
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+// turn is the order of tools in a round: each begins once in a while.
+func turn(order []string, n int) []string {
+	n %= len(order)
+	return append(slices.Clone(order[n:]), order[:n]...)
+}
+
+// round measures every step once. The tools' repositories are gone afterwards, and the course.
+func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n int) (err error) {
+	dir := filepath.Join(s.dir, fmt.Sprintf("round%d", n+1))
+	order := turn(r.Tools, n)
+	base := map[string]int64{}
+	for _, name := range order {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			return err
+		}
+		if err := tools[name].prepare(ctx, filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("prepare %s: %w", name, err)
+		}
+		if _, base[name], err = size(tools[name].stored()); err != nil {
+			return err
+		}
+	}
+	number := 1000 + n
+	changes := map[string]func() error{
+		stepCourse: func() error { return s.addCourse(ctx, number) },
+		stepPages:  func() error { return s.changePages(100, uint64(n)+s.shape.Seed) },
+	}
+	for _, step := range []string{stepFirst, stepUnchanged, stepCourse, stepPages} {
+		if change := changes[step]; change != nil {
+			if err := change(); err != nil {
+				return err
+			}
+		}
+		for _, name := range order {
+			unix.Sync()
+			o, err := tools[name].copy(ctx)
+			if err != nil {
+				return err
+			}
+			if err := s.note(r, n, step, name, tools[name].stored(), base[name], o); err != nil {
+				return err
+			}
+		}
+	}
+	for _, name := range order {
+		if err := s.restored(ctx, r, n, name, tools[name], base[name]); err != nil {
+			return err
+		}
+	}
+	for _, name := range order {
+		if err := errors.Join(tools[name].end(ctx), os.RemoveAll(filepath.Join(dir, name))); err != nil {
+			return fmt.Errorf("end %s: %w", name, err)
+		}
+	}
+	if err := s.imageStep(ctx, r, n, order); err != nil {
+		return err
+	}
+	return errors.Join(s.removeCourse(ctx, number), os.RemoveAll(dir))
+}
+
+// note keeps a measurement and tells it. Base is what was in the repository before the first copy.
+func (s *stage) note(r *results, n int, step, name, stored string, base int64, o outcome) error {
+	_, bytes, err := size(stored)
+	if err != nil {
+		return err
+	}
+	o.Stored = bytes - base
+	r.Measurements = append(r.Measurements, measurement{n + 1, step, name, o})
+	s.log.Info("measured", "round", n+1, "step", step, "tool", name, "seconds", fmt.Sprintf("%.2f", o.Seconds),
+		"peak", mega(o.Peak), "stored", mega(o.Stored), "frozen_ms", fmt.Sprintf("%.1f", o.Frozen))
+	return nil
+}
+
+func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
+
+// restored measures a restore until everything is on the disk, and looks whether it is all there.
+func (s *stage) restored(ctx context.Context, r *results, n int, name string, t tool, base int64) error {
+	to := filepath.Join(s.dir, fmt.Sprintf("restored%d-%s", n+1, name))
+	unix.Sync()
+	o, err := t.restore(ctx, to)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := durable(s.dir); err != nil {
+		return err
+	}
+	o.Seconds += time.Since(began).Seconds()
+	if name != "docker" { // whose layer lies with the engine
+		wantFiles, wantBytes, err := s.source()
+		if err != nil {
+			return err
+		}
+		files, bytes, err := size(to)
+		if err != nil {
+			return err
+		}
+		if files != wantFiles || bytes != wantBytes {
+			return fmt.Errorf("%s restored %d files of %d bytes, want %d of %d", name, files, bytes, wantFiles, wantBytes)
+		}
+	}
+	if err := os.RemoveAll(to); err != nil {
+		return err
+	}
+	return s.note(r, n, stepRestore, name, t.stored(), base, o)
+}
+
+// source is how much there is to restore.
+func (s *stage) source() (files int, bytes int64, err error) {
+	files, bytes, err = size(s.layer)
+	if err != nil {
+		return 0, 0, err
+	}
+	more, moreBytes, err := size(s.data)
+	return files + more, bytes + moreBytes, err
+}
+
+// bigImage is the biggest image that the site has.
+func (s *stage) bigImage(ctx context.Context) (name string, bytes int64, err error) {
+	out, err := s.site.Docker(ctx, "images", "--format", "{{.Repository}}:{{.Tag}}")
+	if err != nil {
+		return "", 0, err
+	}
+	for _, image := range strings.Fields(string(out)) {
+		n, err := s.imageSize(ctx, image)
+		if err != nil {
+			return "", 0, err
+		}
+		if n > bytes {
+			name, bytes = image, n
+		}
+	}
+	return name, bytes, nil
+}
+
+func (s *stage) imageSize(ctx context.Context, image string) (n int64, err error) {
+	out, err := s.site.Docker(ctx, "image", "inspect", "--format", "{{.Size}}", image)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Sscan(string(out), &n); err != nil {
+		return 0, fmt.Errorf("size of image %s: %w", image, err)
+	}
+	return n, nil
+}
+
+// imageStep measures the first copy of a system whose image is big and whose layer is empty, into an
+// empty repository. Only two of the tools know images.
+func (s *stage) imageStep(ctx context.Context, r *results, n int, order []string) error {
+	const name = "bigimage"
+	if err := s.idle(ctx, name, r.ImageName); err != nil {
+		return err
+	}
+	for _, which := range order {
+		dir := filepath.Join(s.dir, fmt.Sprintf("image%d-%s", n+1, which))
+		var o outcome
+		var err error
+		var stored string
+		var end func() error
+		switch which {
+		case "lifeboat":
+			o, stored, end, err = s.imageByLifeboat(ctx, name, dir)
+		case "docker":
+			o, stored, end, err = s.imageByDocker(ctx, name, dir)
+		default:
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.note(r, n, stepImage, which, stored, 0, o); err != nil {
+			return err
+		}
+		if err := errors.Join(end(), os.RemoveAll(dir)); err != nil {
+			return err
+		}
+	}
+	_, err := s.site.Docker(ctx, "rm", "--force", "--volumes", name)
+	return err
+}
+
+func (s *stage) imageByLifeboat(ctx context.Context, name, dir string) (o outcome, stored string, end func() error, err error) {
+	l := &lifeboat{stage: s}
+	if err := l.create(ctx, dir); err != nil {
+		return o, "", nil, err
+	}
+	var unmeasured outcome
+	if _, err := l.run(ctx, &unmeasured, "protect", name, "--container", name); err != nil {
+		return o, "", nil, err
+	}
+	unix.Sync()
+	o, err = l.snapshot(ctx, name)
+	return o, l.stored(), l.registry.stop, err
+}
+
+func (s *stage) imageByDocker(ctx context.Context, name, dir string) (o outcome, stored string, end func() error, err error) {
+	d := &docker{stage: s}
+	if err := d.create(ctx, dir); err != nil {
+		return o, "", nil, err
+	}
+	d.count = 1
+	unix.Sync()
+	o, err = d.commit(ctx, name, d.reference())
+	return o, d.stored(), func() error { return d.end(ctx) }, err
+}
