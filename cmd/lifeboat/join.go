@@ -345,7 +345,11 @@ func (s *setup) connect(ctx context.Context) error {
 			return err
 		}
 		reg := &s.w.src.registry
-		s.a.UI().Note("registry %s wants a login", hostOf(s.w.src.url))
+		if reg.Username == "" {
+			s.a.UI().Note("registry %s wants a login", hostOf(s.w.src.url))
+		} else {
+			s.a.UI().Note("registry %s does not take that login of %s; once more", hostOf(s.w.src.url), reg.Username)
+		}
 		if reg.Username, err = s.a.askLine(tty, "User: "); err != nil {
 			return err
 		}
@@ -408,11 +412,15 @@ func (a *app) configureRecovered(ctx context.Context, w *world, k kit.Kit, path 
 	}
 	ans, err := s.recovered(ctx)
 	if err != nil {
-		a.UI().Warn("this host has no configuration for the repository: %v", err)
-		a.UI().Warn("for status, snapshot and failback here, run as root: lifeboat init --join --kit %s", path)
+		a.notConfigured(path, err)
 		return ""
 	}
 	return ans.Config
+}
+
+func (a *app) notConfigured(kitFile string, err error) {
+	a.UI().Warn("this host has no configuration for the repository: %v", err)
+	a.UI().Warn("for status, snapshot and failback here, run as root: lifeboat init --join --kit %s", kitFile)
 }
 
 func (s *setup) recovered(ctx context.Context) (ans initAnswer, err error) {

@@ -156,7 +156,7 @@ func (a *app) recoverSource(path string) (k kit.Kit, src source, err error) {
 func (a *app) recoveredByHelper(ctx context.Context, src source, k kit.Kit, path string, names []string) {
 	w, err := a.openSource(ctx, src, false)
 	if err != nil {
-		a.UI().Warn("this host has no configuration for the repository: %v", err)
+		a.notConfigured(path, err)
 		return
 	}
 	defer w.close()

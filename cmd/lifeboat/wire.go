@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -331,6 +332,11 @@ func (a *app) explainOpen(src source, err error) error {
 		return err
 	case errors.As(err, &closed):
 		return ui.Explained{What: err.Error(), State: untouched, Next: a.nextClosed(src, closed), Err: err}
+	case errors.Is(err, fs.ErrPermission):
+		return ui.Explained{
+			What: err.Error(), State: untouched,
+			Next: []string{"run it as root, or name a directory of your own for what is remembered: " + config.EnvStateDir}, Err: err,
+		}
 	case errors.Is(err, repo.ErrNoRepository):
 		return ui.Explained{
 			What: err.Error(), State: "nothing was changed",
