@@ -297,7 +297,7 @@ func snapshotView(s *snapshotAnswer) ui.View {
 	return ui.Fields{
 		{Name: "snapshot", Value: fmt.Sprintf("%s  (%s #%d, epoch %d, %s)", s.Snapshot.Short(), s.System, s.Number, s.Epoch, s.Kind)},
 		{Name: "of", Value: s.Created.Local().Format(time.DateTime) + ", consistency: " + string(s.Consistency)},
-		{Name: "scanned", Value: bytesText(s.BytesScanned)},
+		{Name: "files scanned", Value: bytesText(s.BytesScanned)},
 		{Name: "new", Value: bytesText(s.BytesNew)},
 		{Name: "sent", Value: bytesText(s.BytesSent)},
 		{Name: "frozen", Value: fmt.Sprintf("%.1f ms", s.FreezeMS)},
@@ -309,7 +309,7 @@ func snapshotView(s *snapshotAnswer) ui.View {
 func coverageGaps(items []dr.CoverageItem) ui.View {
 	t := ui.Table{Title: "not captured, or not whole", Columns: []ui.Column{{Title: "object"}, {Title: "why", Elastic: true}}}
 	for _, c := range items {
-		if c.Reason != "" {
+		if !c.Captured || c.Partial {
 			t.Rows = append(t.Rows, []string{c.Object, c.Reason})
 		}
 	}

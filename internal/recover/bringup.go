@@ -95,11 +95,7 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 	if a := b.captured.Engine.Arch; a != "" && b.survey.info.Arch != "" && a != b.survey.info.Arch {
 		p.Notes = append(p.Notes, fmt.Sprintf("the system was captured on %s, this engine is %s: its containers will only run under emulation", a, b.survey.info.Arch))
 	}
-	for _, c := range b.captured.Coverage {
-		if !c.Captured && c.Reason != "" {
-			p.Notes = append(p.Notes, "not in the snapshot: "+c.Object+": "+c.Reason)
-		}
-	}
+	p.Notes = append(p.Notes, notCaptured(b.captured)...)
 	p.Notes = append(p.Notes, notWhole(b.captured.Trees)...)
 	return p, b.estimate(ctx, p)
 }

@@ -2,6 +2,7 @@ package recover
 
 import (
 	"context"
+	"strings"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
@@ -40,6 +41,22 @@ func (b *bringUp) estimate(ctx context.Context, p *Plan) error {
 	}
 	p.FetchExpected = min(added, p.FetchAtMost)
 	return nil
+}
+
+// notCaptured names in one line what the snapshot does not hold. Why, is told by
+// its coverage report; that what containers printed is not captured is so of
+// every system.
+func notCaptured(root *dr.Root) []string {
+	var objects []string
+	for _, c := range root.Coverage {
+		if !c.Captured && c.Reason != "" && c.Object != "logs" {
+			objects = append(objects, c.Object)
+		}
+	}
+	if objects == nil {
+		return nil
+	}
+	return []string{"not in the snapshot (lifeboat ls " + string(root.System) + " says why): " + strings.Join(objects, ", ")}
 }
 
 // brought is the snapshot that was last brought up here; nil for none.

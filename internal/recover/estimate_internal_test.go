@@ -70,3 +70,17 @@ func TestHasOtherName(t *testing.T) {
 		}
 	}
 }
+
+func TestNotCaptured(t *testing.T) {
+	t.Parallel()
+	root := &dr.Root{System: "shop", Coverage: []dr.CoverageItem{
+		{Object: "logs", Reason: "x"}, {Object: "tmpfs:web:/tmp", Reason: "x"}, {Object: "volume:a", Captured: true, Reason: "x"}, {Object: "bind:/run/docker.sock", Reason: "x"},
+	}}
+	got := notCaptured(root)
+	if len(got) != 1 || got[0] != "not in the snapshot (lifeboat ls shop says why): tmpfs:web:/tmp, bind:/run/docker.sock" {
+		t.Errorf("%q", got)
+	}
+	if got := notCaptured(&dr.Root{Coverage: root.Coverage[:1]}); got != nil {
+		t.Errorf("%q", got)
+	}
+}

@@ -75,7 +75,12 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) start(users *users) error {
+func (s *Server) start(users *users) (err error) {
+	// First, so that a wrong address or a taken port leaves nothing behind: no
+	// directory, and no certificate without the right name.
+	if s.listener, err = net.Listen("tcp", s.cfg.Listen); err != nil {
+		return listenError(s.cfg.Listen, err)
+	}
 	if err := s.takeData(); err != nil {
 		return err
 	}
@@ -104,10 +109,6 @@ func (s *Server) start(users *users) error {
 	handler, err := s.handler(newDiskDriver(root), users)
 	if err != nil {
 		return err
-	}
-	s.listener, err = net.Listen("tcp", s.cfg.Listen)
-	if err != nil {
-		return listenError(s.cfg.Listen, err)
 	}
 	s.http = &http.Server{
 		Handler: watch(handler, s.cfg.StallTimeout), TLSConfig: conf,

@@ -325,3 +325,20 @@ func TestGracefulStop(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestTakenPortLeavesNothing: a registry that cannot listen makes no directory.
+func TestTakenPortLeavesNothing(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	data := filepath.Join(t.TempDir(), "data")
+	if _, err := registry.New(registry.Config{Listen: l.Addr().String(), Data: data}); err == nil {
+		t.Fatal("it listens at a port that is taken")
+	}
+	if _, err := os.Stat(data); !os.IsNotExist(err) {
+		t.Errorf("its data directory is there: %v", err)
+	}
+}

@@ -307,7 +307,7 @@ func (t *Task) line(now time.Time) string {
 		return s
 	}
 	s := t.name + ": " + t.amount(t.done)
-	if t.total >= 0 {
+	if t.bounded() {
 		s += " of " + t.amount(t.total)
 		if t.total > 0 {
 			s += fmt.Sprintf(" (%d %%)", t.percent())
@@ -319,6 +319,10 @@ func (t *Task) line(now time.Time) string {
 	}
 	return s
 }
+
+// bounded tasks have more to do. A total that is reached while the task goes on
+// was an estimate, and is not told any more. t.mu is held.
+func (t *Task) bounded() bool { return t.done < t.total }
 
 // uncounted tasks have had nothing to count so far.
 func (t *Task) uncounted() bool { return t.done == 0 && t.total <= 0 }
@@ -407,7 +411,7 @@ func (t *Task) tail(decor.Statistics) string {
 		return runewidth.Truncate(t.detail, 24, "…")
 	}
 	s := t.amount(t.done)
-	if t.total >= 0 {
+	if t.bounded() {
 		s += " of " + t.amount(t.total)
 	}
 	s += t.pace()

@@ -185,3 +185,27 @@ func readLines(t *testing.T, main *os.File, n int) []string {
 	}
 	return out
 }
+
+// TestTotalThatWasAnEstimate: a task that goes on past its total is not told to
+// be at its end.
+func TestTotalThatWasAnEstimate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := printer(ui.Options{})
+		task := p.Progress().Bytes("read", 100<<20)
+		task.SetDone(100 << 20)
+		time.Sleep(6 * time.Second)
+		synctest.Wait()
+		task.SetDone(150 << 20)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		task.Done(nil)
+		if err := p.Close(nil); err != nil {
+			t.Fatal(err)
+		}
+		said := p.err.String()
+		if strings.Contains(said, " of 100 MiB") || strings.Contains(said, "%") || !strings.Contains(said, "read: 150 MiB") {
+			t.Errorf("%s", said)
+		}
+	})
+}
