@@ -271,6 +271,7 @@ func TestForgetWithoutTagDeletion(t *testing.T) {
 	for i := range 3 {
 		take(t, r, uint64(i), taken{created: ages(3 - i)})
 	}
+	b.Store.Unchecked()
 	plan := []faults.Fault{
 		{Op: faults.DeleteTag, Kind: faults.Before, Err: store.ErrUnsupported}, {Op: faults.DeleteTag, Call: 2, Kind: faults.Before, Err: store.ErrUnsupported},
 	}

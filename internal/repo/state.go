@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
@@ -45,10 +46,11 @@ type state struct {
 	pending map[digest.Digest]dr.System
 	read    map[digest.Digest][]byte
 	lost    map[digest.Digest]bool
+	unused  map[digest.Digest]unneeded
 }
 
 func newState(base string) *state {
-	return &state{base: base, mem: map[string]dr.Number{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}}
+	return &state{base: base, mem: map[string]dr.Number{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}}
 }
 
 // use chooses the directory of a repository.
@@ -59,7 +61,7 @@ func (s *state) use(id dr.RepoID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.dir = filepath.Join(s.base, "repositories", id.String())
-	for _, d := range []string{"pending", "read", "lost"} {
+	for _, d := range []string{"pending", "read", "lost", "unneeded"} {
 		if err := os.MkdirAll(filepath.Join(s.dir, d), 0o700); err != nil {
 			return fmt.Errorf("local state: %w", err)
 		}
@@ -331,6 +333,75 @@ func (s *state) listLost() (map[digest.Digest]bool, error) {
 		out[d] = true
 	}
 	return out, err
+}
+
+// unneeded is what a host that collects remembers of a pack manifest that no tag
+// listed when it last looked.
+type unneeded struct {
+	// Since is when it was first seen so, by this host's clock.
+	Since time.Time `json:"since"`
+	// Untagged is when its tag was removed; zero while it has one.
+	Untagged time.Time `json:"untagged,omitzero"`
+}
+
+// setUnneeded remembers it, durably: it is the only trace of a manifest whose
+// tag is gone.
+func (s *state) setUnneeded(d digest.Digest, u unneeded) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		s.unused[d] = u
+		return nil
+	}
+	b, err := json.Marshal(u)
+	if err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return writeFile(filepath.Join(s.dir, "unneeded", d.Encoded()), b)
+}
+
+// dropUnneeded forgets a manifest that is needed again, or gone.
+func (s *state) dropUnneeded(d digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.unused, d)
+	if s.dir == "" {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(s.dir, "unneeded", d.Encoded())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return nil
+}
+
+// listUnneeded returns what is remembered. What cannot be read counts as seen
+// for the first time at zero time; the caller begins anew with it.
+func (s *state) listUnneeded() (map[digest.Digest]unneeded, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		return maps.Clone(s.unused), nil
+	}
+	list, err := s.digestFiles("unneeded")
+	if err != nil {
+		return nil, err
+	}
+	out := map[digest.Digest]unneeded{}
+	for _, d := range list {
+		b, err := os.ReadFile(filepath.Join(s.dir, "unneeded", d.Encoded()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("local state: %w", err)
+		}
+		var u unneeded
+		if json.Unmarshal(b, &u) != nil {
+			u = unneeded{}
+		}
+		out[d] = u
+	}
+	return out, nil
 }
 
 // readBits loads which groups of a foreign pack manifest this host has read and
