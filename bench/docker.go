@@ -66,16 +66,19 @@ func (d *docker) commit(ctx context.Context, name, reference string) (o outcome,
 		return o, err
 	}
 	began := time.Now()
-	for _, args := range [][]string{{"commit", name, reference}, {"push", "--quiet", reference}} {
-		if _, err := o.measured(d.stage.site.Command(ctx, "docker", args...), "docker "+args[0]); err != nil {
-			return o, err
-		}
+	if _, err := o.measured(d.stage.site.Command(ctx, "docker", "commit", name, reference), "docker commit"); err != nil {
+		return o, err
 	}
-	_, engine := resident(pid)
-	o.Peak = max(o.Peak, engine)
-	_, o.Registry = resident(d.registry.cmd.Process.Pid)
-	o.Frozen, err = d.stage.paused(ctx, name, began)
-	return o, err
+	// Asked at once: the engine remembers few events, and each health check is some.
+	if o.Frozen, err = d.stage.paused(ctx, name, began); err != nil {
+		return o, err
+	}
+	if _, err := o.measured(d.stage.site.Command(ctx, "docker", "push", "--quiet", reference), "docker push"); err != nil {
+		return o, err
+	}
+	o.Peak = max(o.Peak, memoryOf(pid).high)
+	o.Registry = memoryOf(d.registry.cmd.Process.Pid).high
+	return o, nil
 }
 
 func (d *docker) restore(ctx context.Context, _ string) (o outcome, err error) {
@@ -93,8 +96,7 @@ func (d *docker) restore(ctx context.Context, _ string) (o outcome, err error) {
 		return o, err
 	}
 	_, err = o.measured(d.stage.site.Command(ctx, "docker", "pull", "--quiet", d.reference()), "docker pull")
-	_, engine := resident(pid)
-	o.Peak = max(o.Peak, engine)
+	o.Peak = max(o.Peak, memoryOf(pid).high)
 	return o, err
 }
 
@@ -108,6 +110,9 @@ func (d *docker) version(ctx context.Context) (string, error) {
 func (d *docker) commands() []string {
 	return []string{"(the base image is in the registry already)", "docker commit; docker push (no volumes)", "docker pull (no volumes)"}
 }
+
+// sees nothing of the database, which lies in a volume.
+func (d *docker) sees(step string) bool { return step != stepPages }
 
 func (d *docker) end(ctx context.Context) error {
 	return errors.Join(d.registry.stop(), d.forget(ctx))

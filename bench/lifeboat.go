@@ -90,7 +90,7 @@ func (l *lifeboat) snapshot(ctx context.Context, system string) (o outcome, err 
 		return o, fmt.Errorf("lifeboat snapshot: its answer: %w", err)
 	}
 	o.Frozen = l.last.FreezeMS
-	_, o.Registry = resident(l.registry.cmd.Process.Pid)
+	o.Registry = memoryOf(l.registry.cmd.Process.Pid).high
 	return o, nil
 }
 
@@ -109,6 +109,8 @@ func (l *lifeboat) version(ctx context.Context) (string, error) {
 func (l *lifeboat) commands() []string {
 	return []string{"lifeboat init; protect (its own registry; the image is in the repository already)", "lifeboat snapshot SYSTEM", "lifeboat restore SYSTEM --to DIR"}
 }
+
+func (l *lifeboat) sees(string) bool { return true }
 
 func (l *lifeboat) end(ctx context.Context) error {
 	_, err := l.stage.site.Docker(ctx, "rm", "--force", "--volumes", companion)

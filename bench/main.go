@@ -40,6 +40,7 @@ const help = `usage: bench [flags]
   -scale X          how much data, 1 being 40,000 files of 1.3 GB; 0.05 for a quick look. With -paper,
                     1 is 20 courses
   -tools LIST       of lifeboat,restic,borg,kopia,docker (default all that are installed)
+  -once LIST        tools that are run in the first round only, because they take so long
   -out DIR          where results go (default bench/results)
   -seed N           of the data (default 1)
   -lifeboat FILE    this binary instead of one built from the source
@@ -51,7 +52,7 @@ type options struct {
 	paper, verbose bool
 	rounds         int
 	scale          float64
-	tools          []string
+	tools, once    []string
 	out, binary    string
 	seed           uint64
 }
@@ -90,12 +91,13 @@ func parse(args []string) (options, error) {
 	o := options{}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	var tools string
+	var tools, once string
 	f.BoolVar(&o.paper, "paper", false, "")
 	f.BoolVar(&o.verbose, "v", false, "")
 	f.IntVar(&o.rounds, "rounds", 0, "")
 	f.Float64Var(&o.scale, "scale", 1, "")
 	f.StringVar(&tools, "tools", "", "")
+	f.StringVar(&once, "once", "", "")
 	f.StringVar(&o.out, "out", "bench/results", "")
 	f.StringVar(&o.binary, "lifeboat", "", "")
 	f.Uint64Var(&o.seed, "seed", 1, "")
@@ -117,11 +119,17 @@ func parse(args []string) (options, error) {
 	if !(o.scale >= 0.001 && o.scale <= 100) {
 		return o, errors.New("-scale: want 0.001 to 100")
 	}
-	if tools != "" {
-		o.tools = strings.Split(tools, ",")
-		for _, name := range o.tools {
+	for _, list := range []struct {
+		text string
+		to   *[]string
+	}{{tools, &o.tools}, {once, &o.once}} {
+		if list.text == "" {
+			continue
+		}
+		*list.to = strings.Split(list.text, ",")
+		for _, name := range *list.to {
 			if _, ok := makers()[name]; !ok {
-				return o, fmt.Errorf("-tools: no tool %q", name)
+				return o, fmt.Errorf("no tool %q; there are %s", name, strings.Join(names(), ", "))
 			}
 		}
 	}

@@ -51,20 +51,22 @@ func (o *outcome) measured(cmd *exec.Cmd, what string) ([]byte, error) {
 }
 
 // watchMemory samples a process and its descendants until it is told to end: the peak is the largest sum
-// of resident memory, or the peak that the kernel kept of a single process, if that is more. What the
-// kernel reports of a child that has ended would include this process's own memory before exec.
+// of resident memory, or the peak that the kernel kept of a single process, if that is more. Pages of
+// files count once, as those of the largest: processes of one program share them. What the kernel reports
+// of a child that has ended would include this process's own memory before exec.
 func watchMemory(ctx context.Context, pid int) int64 {
 	var peak int64
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var sum int64
+		var own, files int64
 		for _, p := range descendants(pid, nil) {
-			now, high := resident(p)
-			sum += now
-			peak = max(peak, high)
+			m := memoryOf(p)
+			own += m.own
+			files = max(files, m.files)
+			peak = max(peak, m.high)
 		}
-		peak = max(peak, sum)
+		peak = max(peak, own+files)
 		select {
 		case <-ctx.Done():
 			return peak
@@ -94,29 +96,36 @@ func descendants(pid int, list []int) []int {
 	return list
 }
 
-// resident gives a process's resident memory now and at its highest, in bytes; zeros when it has ended.
-func resident(pid int) (now, high int64) {
+// memory is what a process has in memory, in bytes.
+type memory struct {
+	own   int64 // pages of no file
+	files int64 // pages of files, such as the program's
+	high  int64 // the most that both together ever were
+}
+
+// memoryOf looks at a process; there is nothing of one that has ended.
+func memoryOf(pid int) (m memory) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, 0
+		return m
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
 		key, value, _ := strings.Cut(lines.Text(), ":")
-		if key != "VmRSS" && key != "VmHWM" {
-			continue
-		}
 		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
 		if err != nil {
 			continue
 		}
-		if key == "VmRSS" {
-			now = kib << 10
-		} else {
-			high = kib << 10
+		switch key {
+		case "RssAnon", "RssShmem":
+			m.own += kib << 10
+		case "RssFile":
+			m.files = kib << 10
+		case "VmHWM":
+			m.high = kib << 10
 		}
 	}
-	return now, high
+	return m
 }
 
 // forgetPeak lets the kernel count a running process's peak anew (proc(5), clear_refs).

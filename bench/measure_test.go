@@ -56,14 +56,13 @@ func TestSize(t *testing.T) {
 	}
 }
 
-func TestResident(t *testing.T) {
+func TestMemoryOf(t *testing.T) {
 	t.Parallel()
-	now, high := resident(os.Getpid())
-	if now < 1<<20 || high < now {
-		t.Errorf("%d now, %d at most", now, high)
+	if m := memoryOf(os.Getpid()); m.own < 1<<20 || m.files < 1<<20 || m.high < 2<<20 {
+		t.Errorf("%+v: less than a program that runs", m)
 	}
-	if now, high := resident(1 << 30); now != 0 || high != 0 {
-		t.Errorf("%d, %d of a process that is not there", now, high)
+	if m := memoryOf(1 << 30); m != (memory{}) {
+		t.Errorf("%+v of a process that is not there", m)
 	}
 	if err := forgetPeak(1 << 30); err == nil {
 		t.Error("a process that is not there: no error")

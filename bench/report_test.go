@@ -96,7 +96,7 @@ func TestParse(t *testing.T) {
 	if o, err := parse([]string{"-paper"}); err != nil || o.rounds != 1 {
 		t.Errorf("%+v, %v", o, err)
 	}
-	for _, args := range [][]string{{"-tools", "tar"}, {"-rounds", "-1"}, {"-scale", "0"}, {"-scale", "NaN"}, {"more"}, {"-x"}} {
+	for _, args := range [][]string{{"-tools", "tar"}, {"-once", "tar"}, {"-rounds", "-1"}, {"-scale", "0"}, {"-scale", "NaN"}, {"more"}, {"-x"}} {
 		if _, err := parse(args); err == nil {
 			t.Errorf("%q: no error", args)
 		}

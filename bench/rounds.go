@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,7 @@ type results struct {
 	ImageBytes   int64               `json:"image_bytes"`
 	Rounds       int                 `json:"rounds"`
 	Tools        []string            `json:"tools"`
+	Once         []string            `json:"once,omitempty"` // tools that ran in the first round only
 	Versions     map[string]string   `json:"versions"`
 	Commands     map[string][]string `json:"commands"`
 	Measurements []measurement       `json:"measurements"`
@@ -81,7 +83,7 @@ func (s *stage) sideBySide(ctx context.Context, o options, save func(map[string]
 	if err != nil {
 		return err
 	}
-	r := &results{Tools: order, Versions: map[string]string{}, Commands: map[string][]string{}}
+	r := &results{Tools: order, Once: o.once, Versions: map[string]string{}, Commands: map[string][]string{}}
 	for name, t := range tools {
 		if r.Versions[name], err = t.version(ctx); err != nil {
 			return err
@@ -92,7 +94,7 @@ func (s *stage) sideBySide(ctx context.Context, o options, save func(map[string]
 	if r.Data, err = s.fill(ctx); err != nil {
 		return err
 	}
-	if r.Course, err = s.shape.WriteCourse(discard{}, 1); err != nil {
+	if r.Course, err = s.shape.WriteCourse(io.Discard, 1); err != nil {
 		return err
 	}
 	if r.ImageName, r.ImageBytes, err = s.bigImage(ctx); err != nil {
@@ -119,11 +121,6 @@ func (s *stage) sideBySide(ctx context.Context, o options, save func(map[string]
 	return nil
 }
 
-// discard takes everything.
-type discard struct{}
-
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
-
 // turn is the order of tools in a round: each begins once in a while.
 func turn(order []string, n int) []string {
 	n %= len(order)
@@ -134,6 +131,9 @@ func turn(order []string, n int) []string {
 func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n int) (err error) {
 	dir := filepath.Join(s.dir, fmt.Sprintf("round%d", n+1))
 	order := turn(r.Tools, n)
+	if n > 0 {
+		order = slices.DeleteFunc(order, func(name string) bool { return slices.Contains(r.Once, name) })
+	}
 	base := map[string]int64{}
 	for _, name := range order {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
@@ -158,6 +158,9 @@ func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n 
 			}
 		}
 		for _, name := range order {
+			if !tools[name].sees(step) {
+				continue
+			}
 			unix.Sync()
 			o, err := tools[name].copy(ctx)
 			if err != nil {

@@ -25,6 +25,8 @@ type tool interface {
 	version(ctx context.Context) (string, error)
 	// commands are what copy and restore run, for the reader.
 	commands() []string
+	// sees tells whether a step changes anything that the tool copies.
+	sees(step string) bool
 	// end gives up the repository; its files are removed by the caller.
 	end(ctx context.Context) error
 }
@@ -99,6 +101,8 @@ func (r *restic) commands() []string {
 	return []string{"restic init --repository-version 2 (local directory)", "restic backup LAYER VOLUME", "restic restore latest --target DIR"}
 }
 
+func (r *restic) sees(string) bool { return true }
+
 func (r *restic) end(context.Context) error { return nil }
 
 // borg with its default compression and the faster of its keyed hashes.
@@ -144,6 +148,8 @@ func (b *borg) version(ctx context.Context) (string, error) {
 func (b *borg) commands() []string {
 	return []string{"borg init --encryption repokey-blake2 (local directory)", "borg create ::NAME LAYER VOLUME", "borg extract ::NAME"}
 }
+
+func (b *borg) sees(string) bool { return true }
 
 func (b *borg) end(context.Context) error { return nil }
 
@@ -217,5 +223,7 @@ func (k *kopia) commands() []string {
 		"kopia snapshot create LAYER; kopia snapshot create VOLUME", "kopia snapshot restore ID DIR, twice",
 	}
 }
+
+func (k *kopia) sees(string) bool { return true }
 
 func (k *kopia) end(context.Context) error { return nil }
