@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
-	"filippo.io/age"
 	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/config"
@@ -93,6 +93,10 @@ func (a *app) viaHelper(ctx context.Context) (code int, helped bool, err error) 
 			env[k] = val
 		}
 	}
+	if dir := env[config.EnvStateDir]; dir != "" && os.Geteuid() != 0 {
+		// The helper is root: its files must not stand among those of this user.
+		env[config.EnvStateDir] = filepath.Join(dir, "host")
+	}
 	job := a.job(bundle, a.args)
 	for k, v := range env {
 		job.Env[k] = v
@@ -167,7 +171,8 @@ type bundleText struct {
 func (a *app) bundle(ctx context.Context, w *world) (bundleText, error) {
 	identity := ""
 	for _, id := range w.src.identities {
-		if x, ok := id.(*age.X25519Identity); ok {
+		// X25519 and hybrid identities both have a text form.
+		if x, ok := id.(fmt.Stringer); ok && strings.HasPrefix(x.String(), "AGE-SECRET-KEY-") {
 			identity += x.String() + "\n"
 		}
 	}
