@@ -51,7 +51,7 @@ fuzz:
 	@grep -rl --include='*_test.go' '^func Fuzz' cmd internal lab | xargs -n 1 dirname | sort -u | while read -r dir; do \
 	  for target in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$dir"/*_test.go); do \
 	    echo "== $$dir $$target"; \
-	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(strip $(FUZZTIME)) "./$$dir"; \
+	    $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzzminimizetime 5x -fuzztime $(strip $(FUZZTIME)) "./$$dir"; \
 	  done; \
 	done
 
