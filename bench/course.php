@@ -1,6 +1,7 @@
 <?php
 // Enters a course into WordPress: one post for each lecture, with its handout attached.
 // Arguments: number of the course, lectures, directory of the course below wp-content.
+$_SERVER['HTTP_HOST'] = 'localhost'; // the configuration asks for it
 require '/usr/share/wordpress/wp-load.php';
 [, $course, $lectures, $dir] = $argv;
 for ($l = 0; $l < (int) $lectures; $l++) {

@@ -65,6 +65,8 @@ func (d *docker) commit(ctx context.Context, name, reference string) (o outcome,
 	if err := errors.Join(forgetPeak(pid), forgetPeak(d.registry.cmd.Process.Pid)); err != nil {
 		return o, err
 	}
+	server := d.registry.cmd.Process.Pid
+	before := serverCPU(pid, server)
 	began := time.Now()
 	if _, err := o.measured(d.stage.site.Command(ctx, "docker", "commit", name, reference), "docker commit"); err != nil {
 		return o, err
@@ -77,7 +79,8 @@ func (d *docker) commit(ctx context.Context, name, reference string) (o outcome,
 		return o, err
 	}
 	o.Peak = max(o.Peak, memoryOf(pid).high)
-	o.Registry = memoryOf(d.registry.cmd.Process.Pid).high
+	o.Registry = memoryOf(server).high
+	o.CPU += serverCPU(pid, server) - before
 	return o, nil
 }
 
@@ -95,7 +98,9 @@ func (d *docker) restore(ctx context.Context, _ string) (o outcome, err error) {
 	if err := forgetPeak(pid); err != nil {
 		return o, err
 	}
+	before := serverCPU(pid, d.registry.cmd.Process.Pid)
 	_, err = o.measured(d.stage.site.Command(ctx, "docker", "pull", "--quiet", d.reference()), "docker pull")
+	o.CPU += serverCPU(pid, d.registry.cmd.Process.Pid) - before
 	o.Peak = max(o.Peak, memoryOf(pid).high)
 	return o, err
 }

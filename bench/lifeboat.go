@@ -78,9 +78,11 @@ func (l *lifeboat) create(ctx context.Context, dir string) (err error) {
 func (l *lifeboat) copy(ctx context.Context) (outcome, error) { return l.snapshot(ctx, container) }
 
 func (l *lifeboat) snapshot(ctx context.Context, system string) (o outcome, err error) {
-	if err := forgetPeak(l.registry.cmd.Process.Pid); err != nil {
+	server := l.registry.cmd.Process.Pid
+	if err := forgetPeak(server); err != nil {
 		return o, err
 	}
+	before := serverCPU(server)
 	out, err := l.run(ctx, &o, "snapshot", system, "--json")
 	if err != nil {
 		return o, err
@@ -90,12 +92,16 @@ func (l *lifeboat) snapshot(ctx context.Context, system string) (o outcome, err 
 		return o, fmt.Errorf("lifeboat snapshot: its answer: %w", err)
 	}
 	o.Frozen = l.last.FreezeMS
-	o.Registry = memoryOf(l.registry.cmd.Process.Pid).high
+	o.Registry = memoryOf(server).high
+	o.CPU += serverCPU(server) - before
 	return o, nil
 }
 
 func (l *lifeboat) restore(ctx context.Context, to string) (o outcome, err error) {
+	server := l.registry.cmd.Process.Pid
+	before := serverCPU(server)
 	_, err = l.run(ctx, &o, "restore", container, "--to", to)
+	o.CPU += serverCPU(server) - before
 	return o, err
 }
 

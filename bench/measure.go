@@ -20,6 +20,7 @@ import (
 // outcome is what one step of one tool took.
 type outcome struct {
 	Seconds  float64 `json:"seconds"`
+	CPU      float64 `json:"cpu_seconds"`         // of the tool and of the servers that work for it
 	Peak     int64   `json:"peak_bytes"`          // of resident memory
 	Frozen   float64 `json:"frozen_ms,omitempty"` // how long the container was frozen; 0 where the tool does not freeze
 	Stored   int64   `json:"stored_bytes"`        // in the repository, afterwards
@@ -41,6 +42,7 @@ func (o *outcome) measured(cmd *exec.Cmd, what string) ([]byte, error) {
 	go func() { peak <- watchMemory(ctx, cmd.Process.Pid) }()
 	err := cmd.Wait()
 	o.Seconds += time.Since(began).Seconds()
+	o.CPU += (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 	stop()
 	o.Peak = max(o.Peak, <-peak)
 	if err != nil {
@@ -126,6 +128,30 @@ func memoryOf(pid int) (m memory) {
 		}
 	}
 	return m
+}
+
+// ticksPerSecond is the unit of times in /proc (proc(5)), which is the same on all machines that Linux runs on today.
+const ticksPerSecond = 100
+
+// serverCPU is how long processes and the children that they waited for have used a processor, in seconds.
+func serverCPU(pids ...int) (sum float64) {
+	for _, pid := range pids {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil { // it has ended, and whoever speaks to it will say so
+			continue
+		}
+		// The name, in parentheses, may hold anything.
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		for _, i := range []int{11, 12, 13, 14} { // utime, stime, cutime, cstime
+			if len(fields) > i {
+				n, err := strconv.ParseFloat(fields[i], 64)
+				if err == nil {
+					sum += n / ticksPerSecond
+				}
+			}
+		}
+	}
+	return sum
 }
 
 // forgetPeak lets the kernel count a running process's peak anew (proc(5), clear_refs).

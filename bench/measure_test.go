@@ -21,6 +21,9 @@ func TestMeasured(t *testing.T) {
 	if string(out) != "done\n" || o.Seconds <= 0 {
 		t.Errorf("output %q, %+v", out, o)
 	}
+	if _, err := o.measured(exec.Command("/bin/sh", "-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"), "shell"); err != nil || o.CPU <= 0 {
+		t.Errorf("%v, %+v: no processor time of a loop", err, o)
+	}
 	before := o.Seconds
 	if _, err := o.measured(exec.Command("/bin/sh", "-c", "echo no luck >&2; exit 3"), "shell"); err == nil || !strings.Contains(err.Error(), "no luck") {
 		t.Errorf("error %v, want what the command said", err)
@@ -94,5 +97,20 @@ func TestWatchMemory(t *testing.T) {
 	}
 	if peak < 60<<20 {
 		t.Errorf("peak of %d bytes seen, want 60 MiB at least", peak)
+	}
+}
+
+func TestServerCPU(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	before := serverCPU(os.Getpid())
+	for now := before; now <= before; now = serverCPU(os.Getpid()) {
+		if ctx.Err() != nil {
+			t.Fatal("a minute of work is not counted")
+		}
+	}
+	if sum := serverCPU(1 << 30); sum != 0 {
+		t.Errorf("%v seconds of a process that is not there", sum)
 	}
 }

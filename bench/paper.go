@@ -220,8 +220,12 @@ func (s *stage) teach(ctx context.Context, system *systems.System, number int) e
 	cmd := s.site.Command(ctx, "docker", "exec", "--interactive", "--user", "www-data", web,
 		"php", "--", fmt.Sprint(number), fmt.Sprint(s.shape.Lectures), corpus.Course(number))
 	cmd.Stdin = bytes.NewReader(enterCourse)
-	if said, err := cmd.CombinedOutput(); err != nil || string(said) != "ok" {
+	said, err := cmd.CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("enter course %d: %w: %s", number, err, said)
+	}
+	if !strings.HasSuffix(string(said), "ok") {
+		return fmt.Errorf("enter course %d: %s", number, said)
 	}
 	page, err := system.Get(ctx, s.site, "/")
 	if err != nil {

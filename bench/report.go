@@ -117,6 +117,7 @@ func (r *results) ratio(step, tool string) chart.Range {
 
 // Figures that tables and pictures show.
 func seconds(m measurement) float64  { return m.Seconds }
+func cpu(m measurement) float64      { return m.CPU }
 func peakMB(m measurement) float64   { return float64(m.Peak) / 1e6 }
 func storedMB(m measurement) float64 { return float64(m.Stored) / 1e6 }
 func frozenMS(m measurement) float64 { return m.Frozen }
@@ -156,6 +157,7 @@ func (r *results) files() (map[string][]byte, error) {
 		"side-by-side.md":   r.markdown(),
 		"side-by-side.json": append(raw, '\n'),
 		"time.svg":          r.bars("Time of each step", "seconds", steps(), seconds),
+		"processor.svg":     r.bars("Processor time of each step, with registry and engine", "seconds", steps(), cpu),
 		"memory.svg":        r.bars("Peak resident memory", "MB", steps(), peakMB),
 		"stored.svg":        r.bars("Bytes stored after each step", "MB", copies, storedMB),
 		"frozen.svg":        r.bars("How long the container was frozen", "ms", copies, frozenMS),
@@ -199,6 +201,7 @@ func (r *results) markdown() []byte {
 		}
 	}
 	table(b, "Times as long as Lifeboat, within the same round", steps(), others, r.ratio)
+	table(b, "Processor time, seconds, with registry and engine", steps(), r.Tools, func(step, tool string) chart.Range { return r.of(step, tool, cpu) })
 	table(b, "Container frozen, milliseconds", steps(), r.Tools, func(step, tool string) chart.Range { return r.of(step, tool, frozenMS) })
 	table(b, "Stored for it afterwards, MB", steps(), r.Tools, func(step, tool string) chart.Range { return r.of(step, tool, storedMB) })
 	table(b, "Peak resident memory, MB", steps(), r.Tools, func(step, tool string) chart.Range { return r.of(step, tool, peakMB) })
