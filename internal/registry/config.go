@@ -54,6 +54,11 @@ type Config struct {
 	// DrainTimeout is how long Serve waits for requests in progress when it is
 	// told to stop. 0 means 10 seconds.
 	DrainTimeout time.Duration
+	// CollectInterval is how often room is taken back that no manifest needs; 0
+	// means an hour. CollectGrace is how long ago a blob that no manifest names was
+	// uploaded before it goes; 0 means 24 hours. It has to be longer than it takes
+	// any client from a blob to the manifest that names it.
+	CollectInterval, CollectGrace time.Duration
 	// Logger hears what fails; nil means silence.
 	Logger *slog.Logger
 }
@@ -95,7 +100,7 @@ func (c Config) validate() (*users, error) {
 			bad("htpasswd: without users everybody who reaches %s may write and delete; add users with lifeboat registry passwd, or allow it with --insecure-no-auth", c.Listen)
 		}
 	}
-	if c.StallTimeout < 0 || c.DrainTimeout < 0 {
+	if c.StallTimeout < 0 || c.DrainTimeout < 0 || c.CollectInterval < 0 || c.CollectGrace < 0 {
 		bad("timeouts: must not be negative")
 	}
 	log := c.Logger

@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/distribution/distribution/v3/registry/storage/driver"
@@ -41,6 +43,16 @@ type guard struct {
 	names lockTable
 	// series holds one lock a series of tags.
 	series lockTable
+	// digests holds one lock a digest: shared while its bytes are stored or given
+	// to a name, exclusive while they are removed. Locks are taken in the order
+	// digest, name, series.
+	digests lockTable
+	// added counts, by name, the requests that stored manifests; others those that
+	// stored or mounted by another digest than SHA-256.
+	added  sync.Map // of *atomic.Int64
+	others atomic.Int64
+	// changed is told that something was deleted.
+	changed func()
 
 	mu     sync.Mutex
 	epochs map[string]uint64 // newest epoch seen, by name and system
@@ -156,6 +168,7 @@ func (g *guard) uploadBlob(w http.ResponseWriter, r *http.Request, req *request)
 			return
 		}
 	}
+	defer g.storing(append(q["digest"], q["mount"]...)...)()
 	// Distribution also looks for from and digest in a body that calls itself a
 	// form, where nothing above has looked.
 	r.Header.Set("Content-Type", "application/octet-stream")
@@ -192,7 +205,14 @@ func (g *guard) putManifest(w http.ResponseWriter, r *http.Request, req *request
 		return
 	}
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	stored := []string{digest.FromBytes(body).String()}
+	if isDigest(req.ref) {
+		stored = append(stored, req.ref)
+	}
+	defer g.storing(stored...)()
 	defer g.names.rlock(req.name)()
+	// Counted at its end: whoever counted before and reads meanwhile may miss it.
+	defer g.addedTo(req.name).Add(1)
 	if !isDigest(req.ref) {
 		t := parseTag(req.ref)
 		defer g.series.lock(req.name + ":" + t.series())()
@@ -202,6 +222,39 @@ func (g *guard) putManifest(w http.ResponseWriter, r *http.Request, req *request
 		}
 	}
 	g.forward(w, r, req)
+}
+
+// storing holds the locks of digests while their bytes are stored or given to a
+// name. The janitor only tries for these locks and never waits, so their order
+// does not matter; but nobody may take one twice.
+func (g *guard) storing(digests ...string) (unlock func()) {
+	var keys []string
+	for _, d := range digests {
+		if !strings.HasPrefix(d, digest.SHA256.String()+":") {
+			d = otherDigests
+		}
+		keys = append(keys, d)
+	}
+	slices.Sort(keys)
+	var held []func()
+	for _, k := range slices.Compact(keys) {
+		held = append(held, g.digests.rlock(k))
+	}
+	return func() {
+		if slices.Contains(keys, otherDigests) {
+			g.others.Add(1) // at its end, as addedTo
+		}
+		for _, u := range held {
+			u()
+		}
+	}
+}
+
+// addedTo counts the requests that stored manifests in a name. It changes only
+// under the shared lock of the name, when they are done.
+func (g *guard) addedTo(name string) *atomic.Int64 {
+	n, _ := g.added.LoadOrStore(name, &atomic.Int64{})
+	return n.(*atomic.Int64)
 }
 
 func isDigest(ref string) bool { return strings.ContainsRune(ref, ':') }
@@ -312,6 +365,7 @@ func (g *guard) delete(w http.ResponseWriter, r *http.Request, req *request) {
 		return
 	}
 	if status := g.forward(w, r, req); status < 300 {
+		g.changed()
 		g.log.Info("deleted", "name", req.name, "ref", req.ref, "user", req.user)
 	}
 }

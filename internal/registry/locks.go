@@ -50,3 +50,13 @@ func (t *lockTable) rlock(key string) (unlock func()) {
 	l.RLock()
 	return func() { l.RUnlock(); t.drop(key, l) }
 }
+
+// tryLock is lock, and gives up at once where anybody has key.
+func (t *lockTable) tryLock(key string) (unlock func(), ok bool) {
+	l := t.take(key)
+	if !l.TryLock() {
+		t.drop(key, l)
+		return nil, false
+	}
+	return func() { l.Unlock(); t.drop(key, l) }, true
+}

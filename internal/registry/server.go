@@ -46,6 +46,7 @@ type Server struct {
 	listener net.Listener
 	http     *http.Server
 	cert     *certificate // nil for plain HTTP
+	janitor  *janitor
 
 	closeOnce sync.Once
 	closeErr  error
@@ -65,6 +66,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	if s.cfg.StallTimeout == 0 {
 		s.cfg.StallTimeout = defaultStallTimeout
+	}
+	if s.cfg.CollectInterval == 0 {
+		s.cfg.CollectInterval = defaultCollectInterval
+	}
+	if s.cfg.CollectGrace == 0 {
+		s.cfg.CollectGrace = defaultCollectGrace
 	}
 	if s.cfg.DrainTimeout == 0 {
 		s.cfg.DrainTimeout = defaultDrainTimeout
@@ -159,10 +166,13 @@ func (s *Server) handler(d *diskDriver, users *users) (http.Handler, error) {
 		return nil, fmt.Errorf("registry: open storage: %w", err)
 	}
 	l := &ledger{driver: d, registry: namespace}
-	return &guard{
+	g := &guard{
 		next: app, routes: v2.Router(), users: users, driver: d, log: s.log,
 		ledger: l, refs: newReferences(l), epochs: map[string]uint64{},
-	}, nil
+	}
+	s.janitor = &janitor{g: g, grace: s.cfg.CollectGrace, idleLeft: idleCollects}
+	g.changed = func() { s.janitor.deleted.Store(true) }
+	return g, nil
 }
 
 // distributionConfig is everything that Distribution is told. No redirects, no
@@ -213,6 +223,16 @@ func (s *Server) Fingerprint() string {
 // for DrainTimeout, and gives everything back. It may be called once. The error
 // is nil after an orderly end.
 func (s *Server) Serve(ctx context.Context) error {
+	collecting, stopCollecting := context.WithCancel(ctx)
+	collected := make(chan struct{})
+	go func() {
+		defer close(collected)
+		s.janitor.run(collecting, s.cfg.CollectInterval)
+	}()
+	defer func() {
+		stopCollecting()
+		<-collected
+	}()
 	ended := make(chan error, 1)
 	go func() {
 		if s.cert != nil {
