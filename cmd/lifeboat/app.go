@@ -37,8 +37,7 @@ type app struct {
 	// kitSrc and stdinSrc stand for the settings where a recovery kit, or what a
 	// helper was given, says what opens the repository.
 	kitSrc, stdinSrc *source
-	lastSource       source   // the repository that was opened last
-	patience         patience // of reach; zero means its own
+	lastSource       source // the repository that was opened last
 }
 
 func newApp(p process) *app {

@@ -39,8 +39,12 @@ func (k *keepFlags) policy() (p retain.Policy, err error) {
 		flag, value string
 		target      *int
 	}{
-		{"last", k.last, &p.Last}, {"hourly", k.hourly, &p.Hourly}, {"daily", k.daily, &p.Daily},
-		{"weekly", k.weekly, &p.Weekly}, {"monthly", k.monthly, &p.Monthly}, {"yearly", k.yearly, &p.Yearly},
+		{"last", k.last, &p.Last},
+		{"hourly", k.hourly, &p.Hourly},
+		{"daily", k.daily, &p.Daily},
+		{"weekly", k.weekly, &p.Weekly},
+		{"monthly", k.monthly, &p.Monthly},
+		{"yearly", k.yearly, &p.Yearly},
 	} {
 		if c.value == "" {
 			continue

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
@@ -82,6 +83,7 @@ func call(env map[string]string, args ...string) (code int, stdout, stderr strin
 	code = run(process{
 		args: args, in: strings.NewReader(""), out: &out, err: &errs,
 		env: func(k string) string { return env[k] }, exit: func(int) {},
+		patience: patience{limit: time.Hour, first: 10 * time.Second, again: time.Minute}, // the machine may be slow
 	})
 	return code, out.String(), errs.String()
 }

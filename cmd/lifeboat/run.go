@@ -28,6 +28,8 @@ type process struct {
 	// gone is closed when whoever started this helper is no longer there; nil
 	// for any other process.
 	gone <-chan struct{}
+	// patience with a registry that does not answer; zero means reach's own.
+	patience patience
 }
 
 // errInterrupted is the cause of a context that a signal ended.
