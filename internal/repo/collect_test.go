@@ -203,8 +203,12 @@ func TestCollectMeetsACommit(t *testing.T) {
 			call int
 			kind faults.Kind
 		}{
-			{faults.Tags, 1, faults.Duplicate}, {faults.DeleteTag, 1, faults.Duplicate}, {faults.DeleteTag, 1, faults.Before},
-			{faults.Tags, 3, faults.Duplicate}, {faults.Tags, 4, faults.Duplicate}, {faults.DeleteManifest, 1, faults.Duplicate},
+			{faults.Tags, 1, faults.Duplicate},
+			{faults.DeleteTag, 1, faults.Duplicate},
+			{faults.DeleteTag, 1, faults.Before},
+			{faults.Tags, 3, faults.Duplicate},
+			{faults.Tags, 4, faults.Duplicate},
+			{faults.DeleteManifest, 1, faults.Duplicate},
 		} {
 			t.Run(fmt.Sprintf("unchecked %v, %s %d %d", unchecked, at.op, at.call, at.kind), func(t *testing.T) {
 				t.Parallel()
