@@ -431,8 +431,8 @@ func failoverDegraded(t *testing.T, r *rig, sys *systems.System, before map[stri
 	}
 
 	// What exists is not restored in place.
-	if o := h.want(11, nil, append([]string{"failover", "rack", "--degraded"}, over...)...); !strings.Contains(o.stderr, "restored in place") {
-		t.Errorf("why nothing is restored in place is not said: %s", o.stderr)
+	if o := h.want(11, nil, append([]string{"failover", "rack", "--degraded"}, over...)...); !strings.Contains(o.stdout+o.stderr, "restored in place") {
+		t.Errorf("why nothing is restored in place is not said: %s\n%s", o.stdout, o.stderr)
 	}
 	if o := h.want(1, nil, "failback", "rack"); !strings.Contains(o.stderr, "refused by the site's policy") || strings.Contains(o.stderr, "--degraded") {
 		t.Errorf("a failback, which restores in place: %s", o.stderr)
