@@ -135,43 +135,55 @@ func (s *survey) ownFromLabels(sys dr.System) {
 	}
 }
 
-// ownFromSnapshots takes what the newest snapshot from this very engine names:
-// that includes what it was brought up with. It need not be of this host's
-// identity, which goes with Lifeboat's local state while the engine's data may
-// stay. A container must also be of the same Compose project, or have the id
-// that it had.
+// ownFromSnapshots takes what the newest snapshot of this host names: that
+// includes what it was brought up with. A host without any may have lost its
+// identity with Lifeboat's local state while the engine's data stayed: then it
+// is the newest snapshot from an engine of the same id that has a container
+// here. The id alone says little: it is copied with a machine's disk.
 func (s *survey) ownFromSnapshots(ctx context.Context, d Deps, sys dr.System) error {
 	snaps, _, err := d.Repo.Snapshots(ctx, sys)
 	if err != nil {
 		return err
 	}
+	for i := range slices.Backward(snaps) {
+		if snaps[i].Host != d.Repo.HostID() {
+			continue
+		}
+		rd, root, err := openRoot(ctx, d.Repo, &snaps[i])
+		if err != nil {
+			return err
+		}
+		rd.Close()
+		s.known = append(s.known, root)
+		if root.Engine.ID == s.info.ID {
+			s.ownFromRoot(root)
+		}
+		return nil
+	}
 	looked := map[dr.HostID]bool{}
-	var root *dr.Root
 	for i := range slices.Backward(snaps) {
 		if looked[snaps[i].Host] {
 			continue
 		}
 		looked[snaps[i].Host] = true
-		rd, r, err := openRoot(ctx, d.Repo, &snaps[i])
-		if err != nil && snaps[i].Host != d.Repo.HostID() {
+		rd, root, err := openRoot(ctx, d.Repo, &snaps[i])
+		if err != nil {
 			d.Log.Warn("a snapshot of another host cannot be asked what belongs to the system here", "error", err)
 			continue
 		}
-		if err != nil {
-			return err
-		}
 		rd.Close()
-		here := r.Engine.ID == s.info.ID
-		if here || snaps[i].Host == d.Repo.HostID() {
-			s.known = append(s.known, r)
-		}
-		if here && root == nil {
-			root = r
+		if root.Engine.ID == s.info.ID && slices.ContainsFunc(root.Containers, func(c dr.Container) bool { return s.containers[c.Name].ID == c.ID }) {
+			s.known = append(s.known, root)
+			s.ownFromRoot(root)
+			return nil
 		}
 	}
-	if root == nil {
-		return nil
-	}
+	return nil
+}
+
+// ownFromRoot takes what a snapshot from this engine names. A container must
+// also be of the same Compose project, or have the id that it had.
+func (s *survey) ownFromRoot(root *dr.Root) {
 	for _, c := range root.Containers {
 		here, ok := s.containers[c.Name]
 		if ok && (here.ID == c.ID || c.Project != "" && here.Project == c.Project) {
@@ -192,7 +204,6 @@ func (s *survey) ownFromSnapshots(ctx context.Context, d Deps, sys dr.System) er
 	for _, f := range root.Files {
 		s.own["file:"+f.Path] = true
 	}
-	return nil
 }
 
 // taken puts the inventory into the words of package plan.
