@@ -67,6 +67,7 @@ func (w *Writer) recycle(g *pack.Group) {
 		if cap(g.Body) == room {
 			g.Body, g.Units = g.Body[:0], g.Units[:0]
 			w.spare[class].Put(g)
+			return // it is somebody else's now
 		}
 	}
 }
