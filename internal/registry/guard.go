@@ -304,8 +304,7 @@ func (g *guard) checkNew(ctx context.Context, req *request, t tag, d digest.Dige
 	if old != "" && old != d {
 		return conflict(reasonRetired, fmt.Sprintf("tag %s was used and deleted; numbers are not given out again", t.text))
 	}
-	if t.dense() && t.number > 1 {
-		before := t.with(t.number - 1)
+	if before, ok := t.before(); ok {
 		ok, err := g.ledger.used(ctx, req.name, before)
 		if err != nil {
 			return g.failure("read tag", req, err)

@@ -151,7 +151,7 @@ func (a Access) writes(t tag, holds func() (bool, error)) error {
 		return err
 	}
 	switch t.class {
-	case classKey, classHost:
+	case classKey, classHost, classMoved, classLock:
 		return fmt.Errorf("role %s does not write tags of class %s; role operator does", a.Role, t.class)
 	case classPacks:
 		return nil

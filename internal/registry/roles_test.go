@@ -116,10 +116,10 @@ func TestRoleMatrix(t *testing.T) {
 		RoleStandby: {packs: "y", "e.shop.1": "y", "w.shop.1": "y", "s.shop.1": "h", "c.shop.1": "h", "h.shop.1": "h"},
 		RoleOperator: {
 			packs: "y", "s.shop.1": "y", "e.shop.1": "y", "w.shop.1": "y", "c.shop.1": "y", "h.shop.1": "y", "latest": "y",
-			"key.1": "y", "host.1": "y", "s.blog.1": "y", "e.blog.1": "y",
+			"key.1": "y", "host.1": "y", "r.shop.1.1": "y", "l.shop.1.1": "y", "s.blog.1": "y", "e.blog.1": "y",
 		},
 	}
-	tags := []string{packs, "s.shop.1", "e.shop.1", "w.shop.1", "c.shop.1", "h.shop.1", "s.blog.1", "e.blog.1", "w.blog.1", "key.1", "host.1", "latest"}
+	tags := []string{packs, "s.shop.1", "e.shop.1", "w.shop.1", "c.shop.1", "h.shop.1", "s.blog.1", "e.blog.1", "w.blog.1", "r.shop.1.1", "l.shop.1.1", "key.1", "host.1", "latest"}
 	allowed[RoleOperator]["w.blog.1"] = "y"
 	for role, may := range allowed {
 		a := Access{Role: role}

@@ -16,6 +16,8 @@ const (
 	classHost      tagClass = "host"
 	classPacks     tagClass = "m"
 	classSnapshot  tagClass = "s"
+	classMoved     tagClass = "r"
+	classLock      tagClass = "l"
 	classEpoch     tagClass = "e"
 	classSwitch    tagClass = "w"
 	classContinued tagClass = "c"
@@ -28,8 +30,10 @@ type tag struct {
 	class tagClass
 	// system is set for the classes that belong to one.
 	system string
-	// number is set for all classes but packs.
+	// number is set for all classes but packs. Where of is set it is the turn.
 	number uint64
+	// of is the number of the snapshot of which relocations and locks speak.
+	of uint64
 	// prefix is the hexadecimal part of packs.
 	prefix string
 }
@@ -39,6 +43,7 @@ type tag struct {
 var (
 	numberedRE = regexp.MustCompile(`^(key|host)\.([1-9][0-9]{0,17})$`)
 	systemRE   = regexp.MustCompile(`^(s|e|w|c|h)\.([a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?)\.([1-9][0-9]{0,17})$`)
+	turnsRE    = regexp.MustCompile(`^(r|l)\.([a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?)\.([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})$`)
 	packsRE    = regexp.MustCompile(`^m\.([0-9a-f]{32,64})$`)
 )
 
@@ -50,6 +55,8 @@ func parseTag(text string) tag {
 		t.class, t.number = tagClass(m[1]), number(m[2])
 	} else if m := systemRE.FindStringSubmatch(text); m != nil {
 		t.class, t.system, t.number = tagClass(m[1]), m[2], number(m[3])
+	} else if m := turnsRE.FindStringSubmatch(text); m != nil {
+		t.class, t.system, t.of, t.number = tagClass(m[1]), m[2], number(m[3]), number(m[4])
 	} else if m := packsRE.FindStringSubmatch(text); m != nil {
 		t.class, t.prefix = classPacks, m[1]
 	}
@@ -74,10 +81,25 @@ func (t tag) numbered() bool { return t.number > 0 }
 // Continuous snapshots and heartbeats are expired by age and may have gaps.
 func (t tag) dense() bool {
 	switch t.class {
-	case classKey, classHost, classSnapshot, classEpoch, classSwitch:
+	case classKey, classHost, classSnapshot, classMoved, classLock, classEpoch, classSwitch:
 		return true
 	}
 	return false
+}
+
+// before returns the tag that must have been used before a dense one: that of
+// the number before, or of the snapshot of which it is the first to speak. ok is
+// false where none must.
+func (t tag) before() (b tag, ok bool) {
+	switch {
+	case !t.dense():
+		return b, false
+	case t.number > 1:
+		return t.with(t.number - 1), true
+	case t.of > 0:
+		return parseTag(string(classSnapshot) + "." + t.system + "." + strconv.FormatUint(t.of, 10)), true
+	}
+	return b, false
 }
 
 // with returns the tag with number n of the same series.

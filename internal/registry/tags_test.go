@@ -18,13 +18,15 @@ func TestParseTag(t *testing.T) {
 		"w.a.999999999999999999": {class: classSwitch, system: "a", number: 999999999999999999},
 		"c.shop.3":               {class: classContinued, system: "shop", number: 3},
 		"h.shop.3":               {class: classHeartbeat, system: "shop", number: 3},
+		"r.shop.7.12":            {class: classMoved, system: "shop", of: 7, number: 12},
+		"l.shop.7.1":             {class: classLock, system: "shop", of: 7, number: 1},
 		"s." + long + ".1":       {class: classSnapshot, system: long, number: 1},
 		"m." + hex32:             {class: classPacks, prefix: hex32},
 		"m." + hex32 + hex32:     {class: classPacks, prefix: hex32 + hex32},
 
 		"latest": {}, "1.2.3": {}, "key.0": {}, "key.01": {}, "key.": {}, "key": {}, "key.1a": {}, "key.1.2": {},
 		"s.shop.0": {}, "s.shop.01": {}, "s.shop": {}, "s.a.b.1": {}, "s..1": {}, "s.-a.1": {}, "s.a-.1": {}, "s.Shop.1": {},
-		"s." + long + "a.1": {}, "x.shop.1": {}, "S.shop.1": {}, "s.shop.1 ": {}, "s.shop.1\n": {},
+		"s." + long + "a.1": {}, "x.shop.1": {}, "r.shop.1": {}, "r.shop.1.0": {}, "r.shop.0.1": {}, "r.shop.1.2.3": {}, "s.shop.1.1": {}, "S.shop.1": {}, "s.shop.1 ": {}, "s.shop.1\n": {},
 		"w.a.9999999999999999999": {}, "m." + hex32[:31]: {}, "m." + strings.ToUpper(hex32): {}, "m." + hex32 + hex32 + "0": {}, "": {},
 	} {
 		want.text = text
@@ -36,9 +38,14 @@ func TestParseTag(t *testing.T) {
 
 func TestTagSeries(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]string{"key.3": "key", "s.shop.12": "s.shop", "m." + strings.Repeat("a", 32): "m." + strings.Repeat("a", 32), "latest": "latest"} {
+	for text, want := range map[string]string{"key.3": "key", "s.shop.12": "s.shop", "r.shop.12.3": "r.shop.12", "m." + strings.Repeat("a", 32): "m." + strings.Repeat("a", 32), "latest": "latest"} {
 		if got := parseTag(text).series(); got != want {
 			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+	for text, want := range map[string]string{"s.shop.12": "s.shop.11", "s.shop.1": "", "r.shop.12.3": "r.shop.12.2", "r.shop.12.1": "s.shop.12", "l.shop.1.1": "s.shop.1", "h.shop.7": "", "latest": ""} {
+		if got, ok := parseTag(text).before(); got.text != want || ok != (want != "") {
+			t.Errorf("before %s: %q, want %q", text, got.text, want)
 		}
 	}
 	if got := parseTag("e.shop.9").with(10); got != parseTag("e.shop.10") {

@@ -156,26 +156,25 @@ func (w *Writer) nextNumber(ctx context.Context) (dr.Number, map[dr.Number]bool,
 	if err != nil {
 		return 0, nil, err
 	}
-	names, err := r.st.Tags(ctx, t.prefix())
+	places, _, err := r.listPlaces(ctx, w.opts.System)
 	if err != nil {
 		return 0, nil, fmt.Errorf("look for the next number: %w", err)
 	}
-	tags, _ := parseTags(names)
 	taken := map[dr.Number]bool{}
-	for _, t := range tags {
-		taken[t.Number] = true
+	for _, p := range places {
+		taken[p.number] = true
 	}
-	for _, t := range slices.Backward(tags) {
-		if t.Number <= newest {
+	for _, p := range slices.Backward(places) {
+		if p.number <= newest {
 			break
 		}
-		_, err := r.snapshot(ctx, t)
-		if err == nil {
-			newest = t.Number
-			break
-		}
-		if !about(err) {
+		s, _, err := r.readPlace(ctx, p)
+		if err != nil {
 			return 0, nil, fmt.Errorf("look for the next number: %w", err)
+		}
+		if s != nil {
+			newest = p.number
+			break
 		}
 	}
 	return newest + 1, taken, nil
@@ -240,7 +239,7 @@ func (w *Writer) seal(t Tag, rec *commitRecord, needs []need) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encodeSnapshotIndex(sealed, needs)
+	return encodeSnapshotIndex(ClassSnapshot, sealed, needs)
 }
 
 // maxLost bounds how many numbers a commit may lose to others.

@@ -67,3 +67,34 @@ func (w *Writer) CommitAndDie(ctx context.Context, root *dr.Root) (*Snapshot, er
 	}
 	return w.readBack(ctx, t, raw)
 }
+
+// Relocate stores units again, says under a tag of class r that the snapshot
+// lies there now, and returns it. What is left out of units is not there.
+func (r *Repo) Relocate(ctx context.Context, s *Snapshot, units map[dr.UnitRef][]byte) (*Snapshot, error) {
+	w, err := r.NewWriter(ctx, WriterOptions{System: s.System})
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	for ref, data := range units {
+		w.PutAs(ref, data)
+	}
+	if err := w.Flush(ctx); err != nil {
+		return nil, err
+	}
+	var needs []need
+	for _, src := range w.needed() {
+		needs = append(needs, src.need)
+	}
+	return r.relocate(ctx, s, needs)
+}
+
+// DropOlder removes the tags that a relocation replaces.
+func (r *Repo) DropOlder(ctx context.Context, s *Snapshot) (int, error) { return r.dropOlder(ctx, s) }
+
+// PutRelocationAgain signs a relocation anew under the next turn without looking
+// whether this host may.
+func (r *Repo) PutRelocationAgain(ctx context.Context, s *Snapshot) error {
+	_, err := r.relocate(ctx, s, s.needs)
+	return err
+}

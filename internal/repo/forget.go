@@ -302,32 +302,50 @@ func (r *Repo) forgetBatch(ctx context.Context, batch []*forgetting) error {
 }
 
 func (r *Repo) forgetOne(ctx context.Context, f *forgetting) error {
-	m, err := r.st.GetManifest(ctx, f.snap.Tag)
+	s := f.snap
+	// What spoke of it before its relocation goes first: cut off here, it is still
+	// found where it lies.
+	for _, t := range slices.Backward(s.place.tags) {
+		if t == s.at {
+			break
+		}
+		if _, err := r.dropPlace(ctx, t, s); err != nil {
+			return err
+		}
+	}
+	m, err := r.st.GetManifest(ctx, s.Place)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil // an earlier run, or another operator
 	}
 	if err != nil {
 		return err
 	}
-	if m.Digest != f.snap.Digest {
-		return tampered("it names %s, and named %s a moment ago", m.Digest, f.snap.Digest)
+	if m.Digest != s.Digest {
+		return tampered("it names %s, and named %s a moment ago", m.Digest, s.Digest)
 	}
 	f.body = m.Body
-	err = r.st.DeleteTag(ctx, f.snap.Tag)
-	if errors.Is(err, store.ErrUnsupported) {
-		// Such registries delete a manifest with all tags that name it.
-		var named bool
-		if named, err = r.namedElsewhere(ctx, f.snap.Digest, f.snap.Tag); err == nil && named {
-			return fmt.Errorf("another tag names its image index, and this registry deletes both or none: %w", store.ErrUnsupported)
-		}
-		if err == nil {
-			err = r.st.DeleteManifest(ctx, f.snap.Digest)
-		}
+	if err := r.dropTag(ctx, s.Place, s.Digest); !errors.Is(err, store.ErrNotFound) {
+		return err
 	}
-	if errors.Is(err, store.ErrNotFound) {
-		return nil
+	return nil
+}
+
+// dropTag removes a tag; at registries that cannot, the manifest with it, unless
+// another tag names that.
+func (r *Repo) dropTag(ctx context.Context, tag string, d digest.Digest) error {
+	err := r.st.DeleteTag(ctx, tag)
+	if !errors.Is(err, store.ErrUnsupported) {
+		return err
 	}
-	return err
+	// Such registries delete a manifest with all tags that name it.
+	named, err := r.namedElsewhere(ctx, d, tag)
+	if err != nil {
+		return err
+	}
+	if named {
+		return fmt.Errorf("another tag names its image index, and this registry deletes both or none: %w", store.ErrUnsupported)
+	}
+	return r.st.DeleteManifest(ctx, d)
 }
 
 // namedElsewhere reports whether a tag other than one names a manifest. Records
@@ -374,7 +392,7 @@ func (r *Repo) putBackNamed(ctx context.Context, p *ForgetPlan, batch []*forgett
 			continue
 		}
 		// Its number was given out for this very manifest, so no registry refuses it.
-		if err := r.putTag(ctx, f.snap.Tag, ocispec.MediaTypeImageIndex, f.body); err != nil {
+		if err := r.putTag(ctx, f.snap.Place, ocispec.MediaTypeImageIndex, f.body); err != nil {
 			return errors.Join(changed, fmt.Errorf("put %s back, which is needed again: %w", f.snap.Tag, err))
 		}
 		f.gone = false

@@ -323,8 +323,8 @@ func (r *Repo) putHostRecord(ctx context.Context, h hostRecord) error {
 }
 
 // Revoke takes a host's right to write back. Its snapshots stay trusted if keep
-// says so (nil: all that verify now); its epoch and switch records stay, as
-// they are now. The host still holds the repository's key if it kept it:
+// says so (nil: all that verify now); its epoch and switch records and what it
+// relocated stay, as they are now. The host still holds the repository's key if it kept it:
 // rotate that too.
 func (r *Repo) Revoke(ctx context.Context, subject dr.HostID, keep func(*Snapshot) bool) error {
 	what := "revoke host " + subject.Short()
@@ -350,6 +350,9 @@ func (r *Repo) Revoke(ctx context.Context, subject dr.HostID, keep func(*Snapsho
 	for i := range snaps {
 		if snaps[i].Host == subject && (keep == nil || keep(&snaps[i])) {
 			h.GoodSnapshots = append(h.GoodSnapshots, snaps[i].ID)
+		}
+		if snaps[i].mover == subject {
+			h.GoodRecords[snaps[i].Place] = snaps[i].Digest.String()
 		}
 	}
 	for _, c := range []Class{ClassEpoch, ClassSwitch} {

@@ -18,15 +18,16 @@ import (
 func TestTags(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]Tag{
-		"key.1": {ClassKey, "", 1}, "host.12": {ClassHost, "", 12}, "s.shop.7": {ClassSnapshot, "shop", 7},
-		"e.a-b_c.9223372036854775807": {ClassEpoch, "a-b_c", 1<<63 - 1}, "w.x.3": {ClassSwitch, "x", 3},
+		"key.1": {ClassKey, "", 1, 0}, "host.12": {ClassHost, "", 12, 0}, "s.shop.7": {ClassSnapshot, "shop", 7, 0},
+		"e.a-b_c.9223372036854775807": {ClassEpoch, "a-b_c", 1<<63 - 1, 0}, "w.x.3": {ClassSwitch, "x", 3, 0},
+		"r.shop.7.12": {ClassRelocation, "shop", 7, 12}, "l.shop.7.1": {ClassLock, "shop", 7, 1},
 	} {
 		got, err := ParseTag(name)
 		if err != nil || got != want || got.String() != name {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 	}
-	for _, name := range []string{"", "s", "s.", "s.shop", "s.shop.", "s.shop.0", "s.shop.01", "s.shop.+1", "s.shop.1.2", "s.Shop.1", "key.x.1", "key.-1", "m.abc", "latest", "s.shop.9223372036854775808"} {
+	for _, name := range []string{"", "s", "s.", "s.shop", "s.shop.", "s.shop.0", "s.shop.01", "s.shop.+1", "s.shop.1.2", "s.Shop.1", "r.shop.1", "r.shop.1.0", "r.shop.0.1", "r.shop.1.01", "r.shop.1.2.3", "l.shop.1", "key.x.1", "key.-1", "m.abc", "latest", "s.shop.9223372036854775808"} {
 		if _, err := ParseTag(name); !errors.Is(err, dr.ErrTampered) {
 			t.Errorf("%q: %v", name, err)
 		}
@@ -129,7 +130,7 @@ func FuzzManifests(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(rec)
-	snap, err := encodeSnapshotIndex([]byte("record"), []need{pm.need})
+	snap, err := encodeSnapshotIndex(ClassSnapshot, []byte("record"), []need{pm.need})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -144,7 +145,7 @@ func FuzzManifests(f *testing.F) {
 		if r, err := decodeRecordManifest(store.Manifest{MediaType: ocispec.MediaTypeImageManifest, Body: body}, ClassEpoch); err == nil && len(r) == 0 {
 			t.Fatal("an empty record")
 		}
-		if _, needs, err := decodeSnapshotIndex(store.Manifest{MediaType: ocispec.MediaTypeImageIndex, Body: body}); err == nil && (len(needs) == 0 || len(needs) > maxNeeds) {
+		if _, needs, err := decodeSnapshotIndex(ClassSnapshot, store.Manifest{MediaType: ocispec.MediaTypeImageIndex, Body: body}); err == nil && (len(needs) == 0 || len(needs) > maxNeeds) {
 			t.Fatalf("%d needs", len(needs))
 		}
 	})

@@ -22,11 +22,10 @@ import (
 
 // Media and artifact types of format 1.
 const (
-	typePrefix   = "application/vnd.lifeboat."
-	typePacks    = typePrefix + "packs.v1"
-	typeIndex    = typePrefix + "index.v1"
-	typePack     = typePrefix + "pack.v1"
-	typeSnapshot = typePrefix + "snapshot.v1"
+	typePrefix = "application/vnd.lifeboat."
+	typePacks  = typePrefix + "packs.v1"
+	typeIndex  = typePrefix + "index.v1"
+	typePack   = typePrefix + "pack.v1"
 
 	// recordAnnotation carries a record in base64.
 	recordAnnotation = "dev.lifeboat.record"
@@ -50,6 +49,7 @@ func emptyDescriptor() ocispec.Descriptor {
 func recordType(c Class) string {
 	names := map[Class]string{
 		ClassKey: "key", ClassHost: "host", ClassEpoch: "epoch", ClassSwitch: "switch", ClassSnapshot: "snapshot",
+		ClassRelocation: "relocation", ClassLock: "lock",
 	}
 	return typePrefix + names[c] + ".v1"
 }
@@ -98,12 +98,12 @@ func decodeAnnotation(a map[string]string) ([]byte, error) {
 	return b, nil
 }
 
-// encodeSnapshotIndex makes the image index of a snapshot.
-func encodeSnapshotIndex(record []byte, needs []need) ([]byte, error) {
+// encodeSnapshotIndex makes the image index of a snapshot, or of its relocation.
+func encodeSnapshotIndex(c Class, record []byte, needs []need) ([]byte, error) {
 	x := ocispec.Index{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageIndex,
-		ArtifactType: typeSnapshot,
+		ArtifactType: recordType(c),
 		Manifests:    []ocispec.Descriptor{},
 		Annotations:  map[string]string{recordAnnotation: base64.StdEncoding.EncodeToString(record)},
 	}
@@ -122,9 +122,9 @@ type need struct {
 	Size   int64
 }
 
-// decodeSnapshotIndex returns the record and the needs of a snapshot's image
-// index. The error wraps dr.ErrTampered.
-func decodeSnapshotIndex(m store.Manifest) (record []byte, needs []need, err error) {
+// decodeSnapshotIndex returns the record and the needs of the image index of a
+// snapshot or of its relocation. The error wraps dr.ErrTampered.
+func decodeSnapshotIndex(c Class, m store.Manifest) (record []byte, needs []need, err error) {
 	if m.MediaType != ocispec.MediaTypeImageIndex {
 		return nil, nil, tampered("a manifest of media type %q, not an image index", m.MediaType)
 	}
@@ -132,8 +132,8 @@ func decodeSnapshotIndex(m store.Manifest) (record []byte, needs []need, err err
 	if err := json.Unmarshal(m.Body, &x); err != nil {
 		return nil, nil, tampered("not an image index: %v", err)
 	}
-	if x.ArtifactType != typeSnapshot {
-		return nil, nil, tampered("an artifact of type %q, not %q", x.ArtifactType, typeSnapshot)
+	if x.ArtifactType != recordType(c) {
+		return nil, nil, tampered("an artifact of type %q, not %q", x.ArtifactType, recordType(c))
 	}
 	if len(x.Manifests) == 0 || len(x.Manifests) > maxNeeds {
 		return nil, nil, tampered("it lists %d pack manifests, want 1 to %d", len(x.Manifests), maxNeeds)

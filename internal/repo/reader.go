@@ -27,6 +27,9 @@ type Reader struct {
 
 	ixs atomic.Pointer[[]*index] // replaced as a whole, under mu
 
+	elsewhereOnce sync.Once // looked for other places of the snapshot
+	elsewhereMore bool
+
 	mu     sync.Mutex
 	old    []*index // replaced, still in use by somebody
 	groups map[groupKey]*list.Element
@@ -55,13 +58,19 @@ type fetching struct {
 // the cache where they are there. Errors name the manifest and wrap
 // dr.ErrTampered where it does not verify or is gone.
 func (r *Repo) NewReader(ctx context.Context, snap *Snapshot) (*Reader, error) {
-	ixs, err := r.idx.getAll(ctx, snap.needs)
-	if err != nil {
-		return nil, fmt.Errorf("open snapshot %s (%s): %w", snap.ID.Short(), snap.Tag, err)
-	}
 	rd := &Reader{
 		repo: r, snap: snap,
 		groups: map[groupKey]*list.Element{}, order: list.New(), busy: map[groupKey]*fetching{},
+	}
+	ixs, err := r.idx.getAll(ctx, snap.needs)
+	if err != nil && about(err) && ctx.Err() == nil {
+		// It may lie elsewhere by now, or still where it lay before.
+		if rd.elsewhere(ctx) {
+			return rd, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open snapshot %s (%s): %w", snap.ID.Short(), snap.Tag, err)
 	}
 	rd.ixs.Store(&ixs)
 	return rd, nil
@@ -111,9 +120,18 @@ func (rd *Reader) Root(ctx context.Context) (*dr.Root, error) {
 // error names unit and snapshot and wraps dr.ErrTampered where what is stored
 // does not verify.
 func (rd *Reader) Unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
-	var err error
+	data, err := rd.tryUnit(ctx, ref)
+	if err != nil && about(err) && ctx.Err() == nil && rd.elsewhere(ctx) {
+		data, err = rd.tryUnit(ctx, ref)
+	}
+	if err == nil {
+		return data, nil
+	}
+	return nil, fmt.Errorf("unit %s of snapshot %s (%s): %w", ref.ID, rd.snap.ID.Short(), rd.snap.Tag, err)
+}
+
+func (rd *Reader) tryUnit(ctx context.Context, ref dr.UnitRef) (data []byte, err error) {
 	for range unitTries {
-		var data []byte
 		if data, err = rd.unit(ctx, ref); err == nil {
 			return data, nil
 		}
@@ -121,7 +139,7 @@ func (rd *Reader) Unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 			break
 		}
 	}
-	return nil, fmt.Errorf("unit %s of snapshot %s (%s): %w", ref.ID, rd.snap.ID.Short(), rd.snap.Tag, err)
+	return nil, err
 }
 
 // unitTries is how often all places of a unit are tried: what was altered on
@@ -155,7 +173,12 @@ func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 	return nil, errors.Join(errs...)
 }
 
-func (rd *Reader) indexes() []*index { return *rd.ixs.Load() }
+func (rd *Reader) indexes() []*index {
+	if ixs := rd.ixs.Load(); ixs != nil {
+		return *ixs
+	}
+	return nil
+}
 
 // lookup asks index number i for a unit. A cache file that turns out to be
 // damaged is made anew once.

@@ -45,10 +45,12 @@ type commitRecord struct {
 // signed by an enrolled host, listing exactly what it says to need. Its units
 // are verified when they are read.
 type Snapshot struct {
-	// Tag is s.<system>.<number>; Digest is what it names.
-	Tag    string
-	Digest digest.Digest
-	ID     dr.SnapshotID
+	// Tag is s.<system>.<number>, under which it was committed. Place is the tag
+	// under which its record lies now: Tag, or that of a relocation. Digest is what
+	// Place names.
+	Tag, Place string
+	Digest     digest.Digest
+	ID         dr.SnapshotID
 	// Root is the unit of the root record.
 	Root        dr.UnitRef
 	System      dr.System
@@ -66,15 +68,18 @@ type Snapshot struct {
 	BytesTotal, BytesNew, BytesSent int64
 	// Freeze is how long the system stood still.
 	Freeze time.Duration
-	// Needs are the pack manifests that hold its units.
+	// Needs are the pack manifests that hold its units, as Place says.
 	Needs []digest.Digest
 
 	needs []need
+	at    Tag       // Place, taken apart
+	place place     // all tags that speak of it, as last listed
+	mover dr.HostID // who relocated it; zero where Place is Tag
 	// replaced: a tag with a higher number carries the same snapshot.
 	replaced bool
 }
 
-func (c *commitRecord) check(t Tag, host dr.HostID, listed []need) error {
+func (c *commitRecord) check(t Tag, host dr.HostID) error {
 	switch {
 	case c.Format != 1:
 		return tampered("its format is %d; this version of Lifeboat knows 1, use a newer one", c.Format)
@@ -90,39 +95,38 @@ func (c *commitRecord) check(t Tag, host dr.HostID, listed []need) error {
 	if _, err := dr.ParseSite(string(c.Site)); err != nil {
 		return tampered("its site %q is not a site name", c.Site)
 	}
-	var have []digest.Digest
-	for _, n := range listed {
-		have = append(have, n.Digest)
-	}
-	if !slices.Equal(slices.Sorted(slices.Values(have)), slices.Sorted(slices.Values(c.Needs))) {
-		return tampered("the pack manifests that are listed are not those that it needs")
-	}
 	return nil
 }
 
 func (c *commitRecord) snapshot(t Tag, d digest.Digest, needs []need) *Snapshot {
 	return &Snapshot{
-		Tag: t.String(), Digest: d, ID: c.Snapshot, Root: c.Root, System: c.System, Number: c.Number,
+		Tag: t.String(), Place: t.String(), Digest: d, ID: c.Snapshot, Root: c.Root, System: c.System, Number: c.Number,
 		Site: c.Site, Host: c.Host, Epoch: c.Epoch, Kind: c.Kind, Parent: c.Parent, Created: c.Created,
 		Consistency: c.Consistency, Containers: c.Containers, BytesTotal: c.BytesTotal, BytesNew: c.BytesNew,
 		BytesSent: c.BytesSent, Freeze: time.Duration(c.FreezeUS) * time.Microsecond, Needs: c.Needs, needs: needs,
+		at: t, place: place{system: c.System, number: c.Number, tags: []Tag{t}},
 	}
 }
 
-// snapshot reads and verifies the commit record under a tag.
-func (r *Repo) snapshot(ctx context.Context, t Tag) (*Snapshot, error) {
-	m, err := r.st.GetManifest(ctx, t.String())
-	if err != nil {
-		return nil, err
-	}
-	return r.openSnapshot(ctx, t, m)
-}
-
+// openSnapshot verifies the commit record under a tag of class s.
 func (r *Repo) openSnapshot(ctx context.Context, t Tag, m store.Manifest) (*Snapshot, error) {
-	sealed, needs, err := decodeSnapshotIndex(m)
+	sealed, listed, err := decodeSnapshotIndex(ClassSnapshot, m)
 	if err != nil {
 		return nil, err
 	}
+	c, err := r.openCommit(ctx, t, sealed)
+	if err != nil {
+		return nil, err
+	}
+	if err := sameNeeds(listed, c.Needs); err != nil {
+		return nil, err
+	}
+	return c.snapshot(t, m.Digest, listed), nil
+}
+
+// openCommit opens a commit record that was sealed under a tag of class s, and
+// verifies it. The error wraps dr.ErrTampered.
+func (r *Repo) openCommit(ctx context.Context, t Tag, sealed []byte) (*commitRecord, error) {
 	signed, err := r.openSealed(ctx, t.String(), sealed)
 	if err != nil {
 		return nil, err
@@ -135,13 +139,10 @@ func (r *Repo) openSnapshot(ctx context.Context, t Tag, m store.Manifest) (*Snap
 	if err := json.Unmarshal(body, &c); err != nil {
 		return nil, tampered("not a commit record: %v", err)
 	}
-	if err := c.check(t, host, needs); err != nil {
+	if err := c.check(t, host); err != nil {
 		return nil, err
 	}
-	if err := r.hosts.trusts(ctx, host, c.Snapshot, "", ""); err != nil {
-		return nil, err
-	}
-	return c.snapshot(t, m.Digest, needs), nil
+	return &c, r.hosts.trusts(ctx, host, c.Snapshot, "", "")
 }
 
 // Snapshots lists the snapshots of a system ("" for all) by system and number.
@@ -165,16 +166,14 @@ func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []P
 // allSnapshots is Snapshots, with those that another tag of the same snapshot
 // has replaced.
 func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot, []Problem, error) {
-	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
-	names, err := r.st.Tags(ctx, prefix)
+	places, problems, err := r.listPlaces(ctx, system)
 	if err != nil {
 		return nil, nil, err
 	}
-	tags, problems := parseTags(names)
 	if err := r.hosts.load(ctx); err != nil {
 		return nil, nil, err
 	}
-	found, bad, err := readAll(ctx, tags, r.snapshot)
+	found, bad, err := r.readPlaces(ctx, places)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -241,18 +240,28 @@ func (r *Repo) Find(ctx context.Context, system dr.System, ref string) (*Snapsho
 		if err != nil || n == 0 || system == "" {
 			return nil, fmt.Errorf("find snapshot %q: want #NUMBER of a system: %w", ref, dr.ErrUsage)
 		}
-		t := Tag{Class: ClassSnapshot, System: system, Number: dr.Number(n)}
-		s, err := r.snapshot(ctx, t)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil, fmt.Errorf("system %s has no snapshot number %d: %w", system, n, dr.ErrNotFound)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("snapshot %s: %w", t, err)
-		}
-		return s, nil
+		return r.findNumber(ctx, system, dr.Number(n))
 	default:
 		return r.findPrefix(ctx, system, ref)
 	}
+}
+
+func (r *Repo) findNumber(ctx context.Context, system dr.System, n dr.Number) (*Snapshot, error) {
+	p, err := r.relist(ctx, place{system: system, number: n})
+	var s *Snapshot
+	var problems []Problem
+	if err == nil {
+		s, problems, err = r.readPlace(ctx, p)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("snapshot %s: %w", p.tag(), err)
+	case s != nil:
+		return s, nil
+	case len(problems) > 0:
+		return nil, fmt.Errorf("snapshot %s: %w", p.tag(), problems[0].Err)
+	}
+	return nil, fmt.Errorf("system %s has no snapshot number %d: %w", system, n, dr.ErrNotFound)
 }
 
 func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, error) {
@@ -264,20 +273,19 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 		return nil, err
 	}
 	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
-	names, err := r.st.Tags(ctx, prefix)
+	places, problems, err := r.listPlaces(ctx, system)
 	if err != nil {
 		return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 	}
-	tags, problems := parseTags(names)
 	if err := r.hosts.load(ctx); err != nil {
 		return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 	}
 	// The highest numbers come first: the one looked for is nearly always there.
-	slices.Reverse(tags)
+	slices.Reverse(places)
 	var seen []*Snapshot
 	var newest dr.Number
-	for batch := range slices.Chunk(tags, listParallel) {
-		found, bad, err := readAll(ctx, batch, r.snapshot)
+	for batch := range slices.Chunk(places, listParallel) {
+		found, bad, err := r.readPlaces(ctx, batch)
 		if err != nil {
 			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 		}

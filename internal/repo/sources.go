@@ -133,16 +133,15 @@ func (w *Writer) pendingManifests(ctx context.Context) ([]need, error) {
 // otherSystems returns what the newest valid snapshot of each system needs.
 func (w *Writer) otherSystems(ctx context.Context) ([]need, error) {
 	r := w.repo
-	names, err := r.st.Tags(ctx, Tag{Class: ClassSnapshot}.prefix())
+	places, _, err := r.listPlaces(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	tags, _ := parseTags(names)
-	newest := map[dr.System][]Tag{}
-	for _, t := range tags {
-		newest[t.System] = append(newest[t.System], t)
+	newest := map[dr.System][]place{}
+	for _, p := range places {
+		newest[p.system] = append(newest[p.system], p)
 	}
-	var tries [][]Tag
+	var tries [][]place
 	for _, list := range newest {
 		slices.Reverse(list)
 		tries = append(tries, list[:min(len(list), sourceTries)])
@@ -152,14 +151,14 @@ func (w *Writer) otherSystems(ctx context.Context) ([]need, error) {
 	g.SetLimit(listParallel)
 	for i, list := range tries {
 		g.Go(func() error {
-			for _, t := range list {
-				s, err := r.snapshot(gctx, t)
-				if err == nil {
+			for _, p := range list {
+				s, _, err := r.readPlace(gctx, p)
+				if err != nil {
+					return err
+				}
+				if s != nil {
 					found[i] = s.needs
 					return nil
-				}
-				if !about(err) {
-					return err
 				}
 			}
 			return nil

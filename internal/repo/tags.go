@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,12 +18,14 @@ type Class string
 
 // The classes that this package reads and writes.
 const (
-	ClassKey      Class = "key"
-	ClassHost     Class = "host"
-	ClassPacks    Class = "m"
-	ClassSnapshot Class = "s"
-	ClassEpoch    Class = "e"
-	ClassSwitch   Class = "w"
+	ClassKey        Class = "key"
+	ClassHost       Class = "host"
+	ClassPacks      Class = "m"
+	ClassSnapshot   Class = "s"
+	ClassRelocation Class = "r"
+	ClassLock       Class = "l"
+	ClassEpoch      Class = "e"
+	ClassSwitch     Class = "w"
 )
 
 // Tag is a tag of a numbered class.
@@ -31,9 +34,22 @@ type Tag struct {
 	// System is empty for the classes key and host.
 	System dr.System
 	Number dr.Number
+	// Turn counts the records that speak of one snapshot, from 1 on: classes r and
+	// l, whose Number is that of the snapshot. 0 for other classes.
+	Turn dr.Number
 }
 
-func (t Tag) String() string { return t.prefix() + strconv.FormatUint(uint64(t.Number), 10) }
+func (t Tag) String() string {
+	text := t.prefix() + strconv.FormatUint(uint64(t.Number), 10)
+	if t.Class.takesTurns() {
+		text += "." + strconv.FormatUint(uint64(t.Turn), 10)
+	}
+	return text
+}
+
+// takesTurns reports whether tags of the class carry a turn beside the number of
+// a snapshot.
+func (c Class) takesTurns() bool { return c == ClassRelocation || c == ClassLock }
 
 // prefix is what the tags of one class and system have in common.
 func (t Tag) prefix() string {
@@ -50,7 +66,7 @@ func (t Tag) next() Tag {
 }
 
 // ParseTag reads a tag of a numbered class that belongs to records: key, host,
-// s, e, w. The error wraps dr.ErrTampered, for whoever wrote the tag did not
+// s, r, l, e, w. The error wraps dr.ErrTampered, for whoever wrote the tag did not
 // keep to the grammar.
 func ParseTag(s string) (Tag, error) {
 	bad := func() (Tag, error) {
@@ -63,8 +79,8 @@ func ParseTag(s string) (Tag, error) {
 		if len(parts) != 2 {
 			return bad()
 		}
-	case ClassSnapshot, ClassEpoch, ClassSwitch:
-		if len(parts) != 3 {
+	case ClassSnapshot, ClassEpoch, ClassSwitch, ClassRelocation, ClassLock:
+		if len(parts) != 3 && !t.Class.takesTurns() || len(parts) != 4 && t.Class.takesTurns() {
 			return bad()
 		}
 		sys, err := dr.ParseSystem(parts[1])
@@ -75,13 +91,24 @@ func ParseTag(s string) (Tag, error) {
 	default:
 		return bad()
 	}
-	last := parts[len(parts)-1]
-	n, err := strconv.ParseUint(last, 10, 63)
-	if err != nil || n == 0 || strconv.FormatUint(n, 10) != last {
+	if t.Class.takesTurns() {
+		var ok bool
+		if t.Turn, ok = parseNumber(parts[3]); !ok {
+			return bad()
+		}
+		parts = parts[:3]
+	}
+	var ok bool
+	if t.Number, ok = parseNumber(parts[len(parts)-1]); !ok {
 		return bad()
 	}
-	t.Number = dr.Number(n)
 	return t, nil
+}
+
+// parseNumber reads a number of a tag: decimal, from 1 on, no leading zero.
+func parseNumber(s string) (dr.Number, bool) {
+	n, err := strconv.ParseUint(s, 10, 63)
+	return dr.Number(n), err == nil && n > 0 && strconv.FormatUint(n, 10) == s
 }
 
 // isPackTag reports whether s is the tag of a pack manifest, by its form.
@@ -109,13 +136,7 @@ func compareTags(a, b Tag) int {
 	if c := strings.Compare(string(a.System), string(b.System)); c != 0 {
 		return c
 	}
-	switch {
-	case a.Number < b.Number:
-		return -1
-	case a.Number > b.Number:
-		return 1
-	}
-	return 0
+	return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Turn, b.Turn))
 }
 
 // Problem is something in the repository that does not verify. It concerns what
