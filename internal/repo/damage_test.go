@@ -2,17 +2,20 @@ package repo_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 
 	"lifeboat/internal/catalog"
 	"lifeboat/internal/repo"
+	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/repo/repotest"
 )
 
-// TestStruckFiles: a damaged pack is told by the files that have content in it.
-func TestStruckFiles(t *testing.T) {
+// A damaged pack is told by the files that have content in it.
+func TestLosses(t *testing.T) {
 	t.Parallel()
 	b := repotest.NewBed(t)
 	r := b.Host("main")
@@ -31,7 +34,7 @@ func TestStruckFiles(t *testing.T) {
 		return catalog.Ref{ID: got.ID, Len: int64(got.Len)}
 	}
 	cat := catalog.NewBuilder(w, r.CutKey(), r.UnitID)
-	file := func(path string, units ...[]byte) catalog.Entry {
+	entry := func(path string, units ...[]byte) catalog.Entry {
 		e := catalog.Entry{Path: path, Type: catalog.File, Mode: 0o644}
 		for _, u := range units {
 			e.Refs = append(e.Refs, ref(u))
@@ -40,7 +43,7 @@ func TestStruckFiles(t *testing.T) {
 		return e
 	}
 	for _, e := range []catalog.Entry{
-		{Type: catalog.Directory, Mode: 0o755}, file("a", old[0]), file("b", other[0]), file("c", other[0], old[1]), file("d", old[0], old[1]),
+		{Type: catalog.Directory, Mode: 0o755}, entry("a", old[0]), entry("b", other[0]), entry("c", other[0], old[1]), entry("d", old[0], old[1]),
 	} {
 		if err := cat.Add(t.Context(), e); err != nil {
 			t.Fatal(err)
@@ -54,29 +57,40 @@ func TestStruckFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	struck := func(l string) (repo.Hit, int) {
+	lossesOf := func(l digest.Digest) []repo.Loss {
 		t.Helper()
-		problems, err := b.Host("reader").Verify(t.Context(), nil)
+		x, err := b.Host("reader").Examine(t.Context(), repo.ExamineOptions{Read: &readlog.Subset{}})
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range problems {
-			if p.Snapshot == s.ID && p.Blob == l {
-				h, err := b.Host("reader").Struck(t.Context(), p, 2)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return h, len(problems)
-			}
+		if !slices.ContainsFunc(x.Problems, func(p repo.Problem) bool { return p.Snapshot == s.ID && p.Blob == l.String() }) {
+			t.Fatalf("no problem of %s in %v", l, x.Problems)
 		}
-		t.Fatalf("no problem of %s in %v", l, problems)
-		return repo.Hit{}, 0
+		var out []repo.Loss
+		err = x.Losses(t.Context(), func(of *repo.Snapshot, loss repo.Loss) error {
+			if of.ID == s.ID {
+				out = append(out, loss)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	size := func(us ...[]byte) (n int64) {
+		for _, u := range us {
+			n += int64(len(u))
+		}
+		return n
 	}
 	l := manifestOf(t, b.Store, first.Needs[0].String()).Layers[1]
 	raw := bytes.Clone(blobBytes(t, b.Store, l.Digest, l.Size))
 	b.Store.Corrupt(l.Digest, bytes.Repeat([]byte{7}, len(raw)))
-	h, _ := struck(l.Digest.String())
-	if diff := cmp.Diff(repo.Hit{Files: []string{"volume:data /a", "volume:data /c"}, Further: 1}, h); diff != "" {
+	file := func(path string, lost ...[]byte) repo.Loss {
+		return repo.Loss{Kind: repo.LossFile, Object: "volume:data", Path: path, Bytes: size(lost...), Blobs: []digest.Digest{l.Digest}}
+	}
+	if diff := cmp.Diff([]repo.Loss{file("a", old[0]), file("c", old[1]), file("d", old...)}, lossesOf(l.Digest)); diff != "" {
 		t.Error(diff)
 	}
 	b.Store.Corrupt(l.Digest, raw)
@@ -87,13 +101,9 @@ func TestStruckFiles(t *testing.T) {
 		}
 		l := manifestOf(t, b.Store, need.String()).Layers[1]
 		b.Store.Corrupt(l.Digest, noise(3, int(l.Size)))
-		h, _ := struck(l.Digest.String())
-		if diff := cmp.Diff(repo.Hit{Objects: []string{"the description"}}, h); diff != "" {
+		want := []repo.Loss{{Kind: repo.LossDescription, Blobs: []digest.Digest{l.Digest}}}
+		if diff := cmp.Diff(want, lossesOf(l.Digest)); diff != "" {
 			t.Error(diff)
 		}
-	}
-	// What is no pack is told by its problem alone.
-	if h, err := r.Struck(t.Context(), repo.Problem{Tag: "key.1", Blob: "sha256:x"}, 2); err != nil || len(h.Files)+len(h.Objects) != 0 {
-		t.Errorf("%+v, %v", h, err)
 	}
 }

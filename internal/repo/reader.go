@@ -58,10 +58,7 @@ type fetching struct {
 // the cache where they are there. Errors name the manifest and wrap
 // dr.ErrTampered where it does not verify or is gone.
 func (r *Repo) NewReader(ctx context.Context, snap *Snapshot) (*Reader, error) {
-	rd := &Reader{
-		repo: r, snap: snap,
-		groups: map[groupKey]*list.Element{}, order: list.New(), busy: map[groupKey]*fetching{},
-	}
+	rd := r.readerOf(snap, nil)
 	ixs, err := r.idx.getAll(ctx, snap.needs)
 	if err != nil && about(err) && ctx.Err() == nil {
 		// It may lie elsewhere by now, or still where it lay before.
@@ -74,6 +71,16 @@ func (r *Repo) NewReader(ctx context.Context, snap *Snapshot) (*Reader, error) {
 	}
 	rd.ixs.Store(&ixs)
 	return rd, nil
+}
+
+// readerOf makes a reader of open indexes, which it gives back when it is closed.
+func (r *Repo) readerOf(snap *Snapshot, ixs []*index) *Reader {
+	rd := &Reader{
+		repo: r, snap: snap,
+		groups: map[groupKey]*list.Element{}, order: list.New(), busy: map[groupKey]*fetching{},
+	}
+	rd.ixs.Store(&ixs)
+	return rd
 }
 
 // Snapshot is what the reader reads.

@@ -17,6 +17,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
+	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/seal"
 	"lifeboat/internal/store"
 )
@@ -98,6 +99,9 @@ type Repo struct {
 	idx    *indexes
 	cache  string
 	tmpDir string
+
+	readsMu sync.Mutex
+	reads   *readlog.Log // opened when it is first asked for
 
 	emptyMu   sync.Mutex
 	emptyDone bool
@@ -207,6 +211,12 @@ func newRepo(st store.Store, o OpenOptions) (*Repo, error) {
 // readers of the repository must be closed before.
 func (r *Repo) Close() error {
 	err := r.idx.close()
+	r.readsMu.Lock()
+	if r.reads != nil {
+		err = errors.Join(err, r.reads.Close())
+		r.reads = nil
+	}
+	r.readsMu.Unlock()
 	if r.codec != nil {
 		r.codec.Close()
 		r.codec = nil

@@ -254,6 +254,9 @@ func (w *Writer) readToProve(s *source, group uint32) error {
 	err = w.repo.proveGroup(s.index, group, g, body)
 	if err != nil && !s.liar.Swap(true) {
 		// Nothing new relies upon the manifest from now on.
+		if p, perr := s.Pack(g.Pack); perr == nil {
+			w.repo.notePack(p.Digest, false)
+		}
 		return errors.Join(err, w.repo.state.setLost(s.need.Digest, true))
 	}
 	return err

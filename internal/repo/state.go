@@ -69,6 +69,13 @@ func (s *state) use(id dr.RepoID) error {
 	return nil
 }
 
+// place is the directory of the repository, "" for memory.
+func (s *state) place() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dir
+}
+
 func (s *state) pinFile(location string) string {
 	sum := blake3.Sum256([]byte(location))
 	return filepath.Join(s.base, "pins", hex.EncodeToString(sum[:16])+".json")

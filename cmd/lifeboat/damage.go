@@ -1,0 +1,227 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/redact"
+	"lifeboat/internal/repo"
+	"lifeboat/internal/ui"
+)
+
+// runExamine is check and verify.
+func (a *app) runExamine(ctx context.Context, what, ref string, o repo.ExamineOptions) error {
+	w, err := a.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := w.choose(ctx, ref, &o); err != nil {
+		return err
+	}
+	x, err := a.examine(ctx, w, what, o)
+	if err != nil {
+		return err
+	}
+	ans, foreign, err := a.damageAnswer(ctx, x)
+	if err != nil {
+		return err
+	}
+	views := checkViews(ans, x.Problems)
+	if x.Reading != nil {
+		ans.Read = readAnswerOf(x.Reading, o.Read.Within)
+		views = append(views, readView(ans.Read))
+	}
+	if err := a.UI().Answer(ans, views...); err != nil {
+		return err
+	}
+	switch {
+	case len(x.Problems) == 0:
+		return nil
+	case foreign == len(x.Problems):
+		return ui.Explained{
+			What:  fmt.Sprintf("every snapshot is whole, but %d tag(s) hold something that is not Lifeboat's or not of a host that may write", foreign),
+			State: "nothing was changed; such tags are passed over everywhere",
+			Next:  []string{"find out which login writes them, and take it away"},
+			Err:   dr.ErrPartial,
+		}
+	}
+	return ui.Explained{
+		What:  fmt.Sprintf("%s found %d thing(s) of the repository damaged or gone", what, len(ans.Damaged)),
+		State: "nothing was changed; snapshots that are not named above are whole",
+		Next:  adviceOf(ans.Damaged),
+		Err:   dr.ErrTampered,
+	}
+}
+
+// examine shows the progress of an examination.
+func (a *app) examine(ctx context.Context, w *world, what string, o repo.ExamineOptions) (*repo.Examination, error) {
+	if o.Read == nil {
+		x, err := w.repo.Examine(ctx, o)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		return x, nil
+	}
+	task := a.UI().Progress().Bytes(what, -1)
+	o.Progress = func(p repo.VerifyProgress) {
+		task.SetTotal(p.BytesTotal)
+		task.SetDone(p.Bytes)
+	}
+	x, err := w.repo.Examine(ctx, o)
+	task.Done(err)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return x, nil
+}
+
+// damageAnswer says what was found and what is hit by it; foreign counts the
+// problems that harm nobody.
+func (a *app) damageAnswer(ctx context.Context, x *repo.Examination) (ans checkAnswer, foreign int, err error) {
+	ans = checkAnswer{Problems: []string{}, Damaged: gather(x.Problems), Hit: []hitSnapshot{}}
+	for _, p := range x.Problems {
+		if p.Foreign() {
+			foreign++
+		}
+		ans.Problems = append(ans.Problems, p.String())
+	}
+	if len(ans.Damaged) == 0 {
+		return ans, foreign, nil
+	}
+	b := newLossBook(ans.Damaged, a.UI().JSON())
+	if err := x.Losses(ctx, b.add); err != nil {
+		if ctx.Err() != nil {
+			return ans, foreign, err
+		}
+		a.UI().Warn("what is hit could not be found out in full: %v", err)
+	}
+	ans.Hit = b.close()
+	return ans, foreign, nil
+}
+
+// checkAnswer is the JSON answer of check and verify.
+type checkAnswer struct {
+	Problems []string `json:"problems"`
+	Damaged  []damage `json:"damaged"`
+	// Hit are the snapshots that lose something, with everything that they lose.
+	Hit  []hitSnapshot `json:"hit"`
+	Read *readAnswer   `json:"read,omitempty"`
+}
+
+// damage is one stored thing that is not whole, with every snapshot that needs
+// it.
+type damage struct {
+	Blob      string          `json:"blob,omitempty"`
+	Error     string          `json:"error"`
+	Systems   []dr.System     `json:"systems"`
+	Snapshots []dr.SnapshotID `json:"snapshots"`
+	Tags      []string        `json:"tags"`
+	// Objects and Files are what is hit of the newest of these snapshots, the
+	// first of it; Hit has all.
+	Objects      []string `json:"objects"`
+	Files        []string `json:"files"`
+	FurtherFiles int      `json:"further_files"`
+
+	newest *repo.Problem
+}
+
+// listedFiles bounds how many files a damage lists.
+const listedFiles = 10
+
+// gather puts the problems of one stored thing together.
+func gather(problems []repo.Problem) []damage {
+	out := []damage{}
+	at := map[string]int{}
+	for i := range problems {
+		p := &problems[i]
+		if p.Foreign() {
+			continue
+		}
+		key := p.Blob + " " + p.Err.Error()
+		if p.Blob == "" {
+			key = p.Tag + " " + key
+		}
+		n, ok := at[key]
+		if !ok {
+			n = len(out)
+			at[key] = n
+			out = append(out, damage{
+				Blob: p.Blob, Error: redact.String(p.Err.Error()), Systems: []dr.System{}, Snapshots: []dr.SnapshotID{}, Tags: []string{},
+				Objects: []string{}, Files: []string{},
+			})
+		}
+		d := &out[n]
+		d.Tags = append(d.Tags, p.Tag)
+		if p.Snapshot.IsZero() {
+			continue
+		}
+		d.Snapshots = append(d.Snapshots, p.Snapshot)
+		d.newest = p // problems come in the order of the snapshots
+		if tag, err := repo.ParseTag(p.Tag); err == nil && !slices.Contains(d.Systems, tag.System) {
+			d.Systems = append(d.Systems, tag.System)
+		}
+	}
+	return out
+}
+
+func checkViews(ans checkAnswer, problems []repo.Problem) []ui.View {
+	if len(problems) == 0 {
+		return []ui.View{ui.Text("no problems were found")}
+	}
+	var views []ui.View
+	for _, d := range ans.Damaged {
+		f := ui.Fields{{Name: "damaged", Value: cmp.Or(d.Blob, strings.Join(d.Tags, ", "))}, {Name: "because", Value: d.Error}}
+		if n := len(d.Tags); d.Blob != "" && n > 0 {
+			tags := d.Tags[0]
+			if n > 1 {
+				tags = fmt.Sprintf("%s to %s, %d in all", d.Tags[0], d.Tags[n-1], n)
+			}
+			f = append(f, ui.Field{Name: "snapshots", Value: tags})
+		}
+		for _, o := range d.Objects {
+			f = append(f, ui.Field{Name: "hit", Value: o})
+		}
+		for _, file := range d.Files {
+			f = append(f, ui.Field{Name: "hit", Value: file})
+		}
+		if d.FurtherFiles > 0 {
+			f = append(f, ui.Field{Name: "", Value: fmt.Sprintf("and %d more files", d.FurtherFiles)})
+		}
+		views = append(views, f)
+	}
+	t := ui.Table{Columns: []ui.Column{{Title: "not Lifeboat's", Elastic: true}}}
+	for _, p := range problems {
+		if p.Foreign() {
+			t.Rows = append(t.Rows, []string{p.String()})
+		}
+	}
+	if len(t.Rows) > 0 {
+		views = append(views, t)
+	}
+	return views
+}
+
+// adviceOf says what mends damage.
+func adviceOf(damaged []damage) []string {
+	var systems []string
+	for _, d := range damaged {
+		for _, s := range d.Systems {
+			if !slices.Contains(systems, string(s)) {
+				systems = append(systems, string(s))
+			}
+		}
+	}
+	var next []string
+	for _, s := range systems {
+		next = append(next, "lifeboat snapshot "+s+"  (at the site that holds it: stores again what is still on its disk, so that the new snapshot is whole)")
+	}
+	return append(next,
+		"bring the blob back from a copy of the registry's data; the older snapshots are whole again then",
+		"look at the registry's disk before anything else is written to it",
+	)
+}

@@ -1,0 +1,500 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/repo/readlog"
+	"lifeboat/internal/store"
+)
+
+// ExamineOptions say what of a repository is looked at, and how closely.
+type ExamineOptions struct {
+	// Only chooses the snapshots; nil means all. Records of other kinds are looked
+	// at in any case.
+	Only func(*Snapshot) bool
+	// Scope names what Only chooses, the same each time: a run that reads all of a
+	// scope and is cut off is gone on with by the next one. "" is everything.
+	Scope string
+	// Read: packs and indexes are read, too, all or the subset. nil looks at the
+	// structure alone.
+	Read *readlog.Subset
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Progress is called after each pack that was read, never concurrently; may be
+	// nil.
+	Progress func(VerifyProgress)
+}
+
+// Examination is what Examine found. Its methods read from the repository that
+// made it, which must be open.
+type Examination struct {
+	// Problems name the tag, blob and snapshot concerned.
+	Problems []Problem
+	// Snapshots is how many were looked at.
+	Snapshots int
+	// Reading says what was read, of what; nil where nothing was to be.
+	Reading *Reading
+
+	repo *Repo
+	inv  *inventory
+	harm *harm
+}
+
+// Examine looks at the repository: every record and commit record verifies, the
+// pack manifests of every visible snapshot exist and are tagged, their indexes
+// open, their packs exist and have the right size, root records and page tables
+// can be read; with Read, digests, groups and units of packs, too. Nothing is
+// written to the registry. Pack manifests that are not whole are remembered:
+// later snapshots of this host send again what they held. So is which pack was
+// read when, as soon as it was: a run that is cut off goes on from there. The
+// error is that of a registry that cannot be asked.
+func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	f := &findings{}
+	inv, err := r.takeInventory(ctx, f, o.Only)
+	if err != nil {
+		return nil, err
+	}
+	x := &Examination{repo: r, inv: inv, harm: newHarm(), Snapshots: len(inv.snaps)}
+	if err := r.checkRecords(ctx, inv, f); err != nil {
+		return nil, err
+	}
+	c := &structure{repo: r, inv: inv, f: f, harm: x.harm, packs: o.Read == nil || !o.Read.All()}
+	if err := inParallel(ctx, inv.needs, c.manifest); err != nil {
+		return nil, err
+	}
+	if o.Read != nil {
+		v := &reading{repo: r, inv: inv, f: f, harm: x.harm, opts: o}
+		if x.Reading, err = v.run(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := inParallel(ctx, inv.snaps, func(ctx context.Context, s Snapshot) error { return r.checkSnapshot(ctx, f, &s) }); err != nil {
+		return nil, err
+	}
+	r.rememberLost(inv, x.harm)
+	x.Problems = f.list
+	return x, nil
+}
+
+// Check is Examine of the structure of everything; it returns the problems.
+func (r *Repo) Check(ctx context.Context) ([]Problem, error) {
+	x, err := r.Examine(ctx, ExamineOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("check: %w", err)
+	}
+	return x.Problems, nil
+}
+
+// Verify is Examine with everything read; it returns the problems. What was read
+// counts as read by this host (docs/adr/0002).
+func (r *Repo) Verify(ctx context.Context, progress func(VerifyProgress)) ([]Problem, error) {
+	x, err := r.Examine(ctx, ExamineOptions{Read: &readlog.Subset{}, Progress: progress})
+	if err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
+	return x.Problems, nil
+}
+
+// findings gathers problems. Safe for concurrent use.
+type findings struct {
+	mu   sync.Mutex
+	list []Problem
+}
+
+func (f *findings) add(p Problem) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.list = append(f.list, p)
+}
+
+// inventory is what the chosen snapshots need.
+type inventory struct {
+	snaps []Snapshot
+	needs []need
+	users map[need][]*Snapshot
+	// all says that no snapshot was left out.
+	all bool
+	// looked holds what was found of each blob: several manifests name the same.
+	looked sync.Map
+}
+
+func (r *Repo) takeInventory(ctx context.Context, f *findings, only func(*Snapshot) bool) (*inventory, error) {
+	snaps, problems, err := r.Snapshots(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	f.list = append(append(f.list, r.hosts.problems()...), problems...)
+	inv := &inventory{users: map[need][]*Snapshot{}, all: only == nil}
+	for i := range snaps {
+		if only == nil || only(&snaps[i]) {
+			inv.snaps = append(inv.snaps, snaps[i])
+		}
+	}
+	for i := range inv.snaps {
+		for _, n := range inv.snaps[i].needs {
+			if inv.users[n] == nil {
+				inv.needs = append(inv.needs, n)
+			}
+			inv.users[n] = append(inv.users[n], &inv.snaps[i])
+		}
+	}
+	return inv, nil
+}
+
+// report adds a problem of a pack manifest for each snapshot that needs it.
+func (inv *inventory) report(f *findings, n need, blob digest.Digest, err error) {
+	for _, s := range inv.users[n] {
+		f.add(Problem{Tag: s.Tag, Snapshot: s.ID, Blob: blob.String(), Err: err})
+	}
+}
+
+// checkRecords looks at the records that are no snapshots, and at tags of pack
+// manifests.
+func (r *Repo) checkRecords(ctx context.Context, inv *inventory, f *findings) error {
+	for _, c := range []Class{ClassEpoch, ClassSwitch} {
+		_, problems, err := r.records(ctx, string(c)+".")
+		if err != nil {
+			return err
+		}
+		f.list = append(f.list, problems...)
+	}
+	problems, err := r.keyProblems(ctx)
+	if err != nil {
+		return err
+	}
+	f.list = append(f.list, problems...)
+	return r.checkPackTags(ctx, inv, f)
+}
+
+// checkPackTags looks at the tags of pack manifests that no chosen snapshot
+// needs: each has to name what its own name says.
+func (r *Repo) checkPackTags(ctx context.Context, inv *inventory, f *findings) error {
+	needed := map[string]bool{}
+	for _, n := range inv.needs {
+		needed[n.tag()] = true
+	}
+	names, err := r.st.Tags(ctx, string(ClassPacks)+".")
+	if err != nil {
+		return err
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return needed[name] })
+	return inParallel(ctx, names, func(ctx context.Context, name string) error {
+		d, err := r.st.ResolveTag(ctx, name)
+		switch {
+		case errors.Is(err, store.ErrNotFound): // collected meanwhile
+			return nil
+		case err != nil && !about(err):
+			return err
+		case err != nil:
+			f.add(Problem{Tag: name, Err: err})
+		case !isPackTag(name) || (need{Digest: d}).tag() != name:
+			f.add(Problem{Tag: name, Err: tampered("the tag names %s", d)})
+		}
+		return nil
+	})
+}
+
+// keyProblems looks at all key records: each has to be one of this repository,
+// under its own number.
+func (r *Repo) keyProblems(ctx context.Context) ([]Problem, error) {
+	names, err := r.st.Tags(ctx, Tag{Class: ClassKey}.prefix())
+	if err != nil {
+		return nil, err
+	}
+	tags, problems := parseTags(names)
+	_, bad, err := readAll(ctx, tags, func(ctx context.Context, t Tag) (*struct{}, error) {
+		k, err := r.keyRecord(ctx, t)
+		if err == nil {
+			err = k.Verify(r.keyring().Secret())
+		}
+		return &struct{}{}, err
+	})
+	return append(problems, bad...), err
+}
+
+func inParallel[T any](ctx context.Context, list []T, do func(context.Context, T) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(listParallel)
+	for _, v := range list {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error { return do(gctx, v) })
+	}
+	return errors.Join(g.Wait(), ctx.Err())
+}
+
+// structure looks at pack manifests and at what they name, without reading it.
+type structure struct {
+	repo  *Repo
+	inv   *inventory
+	f     *findings
+	harm  *harm
+	packs bool // packs are looked at here; else they are all read
+}
+
+// manifest checks one pack manifest and that its index and packs are there.
+func (c *structure) manifest(ctx context.Context, n need) error {
+	r := c.repo
+	d, err := r.st.ResolveTag(ctx, n.tag())
+	switch {
+	case err == nil && d != n.Digest:
+		c.f.add(Problem{Tag: n.tag(), Blob: n.Digest.String(), Err: tampered("the tag names %s", d)})
+	case errors.Is(err, store.ErrNotFound):
+		c.f.add(Problem{Tag: n.tag(), Blob: n.Digest.String(), Err: fmt.Errorf("the pack manifest has no tag, so a collector may delete it: %w", err)})
+	case err != nil && !about(err):
+		return err
+	}
+	m, err := r.st.GetManifest(ctx, n.Digest.String())
+	var pm *packManifest
+	if err == nil {
+		pm, err = decodePackManifest(m.Body)
+	}
+	if err != nil {
+		c.harm.manifest(n, n.Digest)
+		return c.concerns(n, n.Digest, err)
+	}
+	if err := c.blob(ctx, n, pm.index); err != nil {
+		c.harm.manifest(n, pm.index.Digest)
+		return c.concerns(n, pm.index.Digest, err)
+	}
+	ix, err := r.idx.get(ctx, n)
+	if err != nil {
+		c.harm.manifest(n, pm.index.Digest)
+		return c.concerns(n, pm.index.Digest, err)
+	}
+	defer r.idx.put(ix)
+	if !c.packs {
+		return nil
+	}
+	for i, b := range pm.packs {
+		err := c.blob(ctx, n, b)
+		if err == nil && r.knownBad(b.Digest) {
+			// It was found damaged when it was read: it is as long as it is not read
+			// again and found sound.
+			err = c.again(ctx, ix, uint32(i))
+		}
+		if err == nil {
+			continue
+		}
+		if err := c.concerns(n, b.Digest, err); err != nil {
+			return err
+		}
+		if _, err := r.scan(ctx, ix, uint32(i), c.harm); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// again reads a pack that was found damaged before.
+func (c *structure) again(ctx context.Context, ix *index, pack uint32) error {
+	p, err := ix.Pack(pack)
+	if err != nil {
+		return err
+	}
+	if err = c.repo.readPack(ctx, packUse{ix, p}); err == nil {
+		c.repo.notePack(p.Digest, true)
+	}
+	return err
+}
+
+// concerns reports an error that speaks of one stored thing, and returns others.
+func (c *structure) concerns(n need, blob digest.Digest, err error) error {
+	return concerns(c.inv, c.f, n, blob, err)
+}
+
+func concerns(inv *inventory, f *findings, n need, blob digest.Digest, err error) error {
+	if !about(err) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	inv.report(f, n, blob, err)
+	return nil
+}
+
+// blob looks at each blob once.
+func (c *structure) blob(ctx context.Context, _ need, b blob) error {
+	if found, ok := c.inv.looked.Load(b); ok {
+		err, _ := found.(error)
+		return err
+	}
+	err := c.repo.lookAtBlob(ctx, b)
+	c.inv.looked.Store(b, err)
+	return err
+}
+
+// lookAtBlob asks for the last byte: a blob that was cut off has none there.
+func (r *Repo) lookAtBlob(ctx context.Context, b blob) error {
+	ok, err := r.st.HasBlob(ctx, b.Digest)
+	if err == nil && !ok {
+		err = store.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	src, err := r.st.GetBlob(ctx, b.Digest, b.Size, b.Size-1, 1)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, src)
+	return errors.Join(err, src.Close())
+}
+
+// checkSnapshot reads the root record and what it refers to directly.
+func (r *Repo) checkSnapshot(ctx context.Context, f *findings, s *Snapshot) error {
+	err := r.readRoot(ctx, s)
+	if err == nil || (!about(err) && !errors.Is(err, io.ErrUnexpectedEOF)) {
+		return err
+	}
+	f.add(Problem{Tag: s.Tag, Snapshot: s.ID, Err: err})
+	return nil
+}
+
+func (r *Repo) readRoot(ctx context.Context, s *Snapshot) error {
+	rd, err := r.NewReader(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer rd.Close()
+	root, err := rd.Root(ctx)
+	if err != nil {
+		return err
+	}
+	var refs []dr.UnitRef
+	for _, t := range root.Trees {
+		refs = append(refs, t.Catalog...)
+	}
+	for _, im := range root.Images {
+		refs = append(refs, im.Record...)
+	}
+	for _, pf := range root.Files {
+		refs = append(refs, pf.Content...)
+	}
+	return rd.Fetch(ctx, refs, func(int, []byte) error { return nil })
+}
+
+// rememberLost notes which pack manifests are not whole, and which are again.
+func (r *Repo) rememberLost(inv *inventory, h *harm) {
+	was, err := r.state.listLost()
+	if err != nil {
+		r.log.Warn("local state", "error", err)
+		return
+	}
+	for _, n := range inv.needs {
+		lost := h.touches(n.Digest)
+		if lost == was[n.Digest] {
+			continue
+		}
+		if err := r.state.setLost(n.Digest, lost); err != nil {
+			r.log.Warn("local state", "error", err)
+		}
+	}
+}
+
+// harm is what of the stored data cannot be used, as far as it was looked at.
+// Safe for concurrent use.
+type harm struct {
+	mu sync.Mutex
+	// manifests that cannot be used as a whole, with the blob at fault.
+	manifests map[digest.Digest]digest.Digest
+	groups    map[digest.Digest]map[uint32]bool
+	packs     map[digest.Digest]bool // not whole, maybe in the padding only
+	byPack    map[digest.Digest]map[digest.Digest]bool
+}
+
+func newHarm() *harm {
+	return &harm{
+		manifests: map[digest.Digest]digest.Digest{}, groups: map[digest.Digest]map[uint32]bool{},
+		packs: map[digest.Digest]bool{}, byPack: map[digest.Digest]map[digest.Digest]bool{},
+	}
+}
+
+// manifest notes that a pack manifest cannot be used because of a blob.
+func (h *harm) manifest(n need, blob digest.Digest) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.manifests[n.Digest] = blob
+}
+
+// pack notes that a pack is not what a manifest promises: groups of it, counted
+// through all packs of the manifest, cannot be used.
+func (h *harm) pack(n need, d digest.Digest, groups []uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.packs[d] = true
+	if h.byPack[d] == nil {
+		h.byPack[d] = map[digest.Digest]bool{}
+	}
+	h.byPack[d][n.Digest] = true
+	if len(groups) > 0 && h.groups[n.Digest] == nil {
+		h.groups[n.Digest] = map[uint32]bool{}
+	}
+	for _, g := range groups {
+		h.groups[n.Digest][g] = true
+	}
+}
+
+// unusable reports whether a pack manifest cannot be used, and why.
+func (h *harm) unusable(d digest.Digest) (blob digest.Digest, bad bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	blob, bad = h.manifests[d]
+	return blob, bad
+}
+
+// group reports whether a group of a manifest cannot be used.
+func (h *harm) group(d digest.Digest, group uint32) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.groups[d][group]
+}
+
+// touches reports whether a pack manifest is not whole.
+func (h *harm) touches(d digest.Digest) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, bad := h.manifests[d]; bad || len(h.groups[d]) > 0 {
+		return true
+	}
+	for _, users := range h.byPack {
+		if users[d] {
+			return true
+		}
+	}
+	return false
+}
+
+// none reports whether nothing was found.
+func (h *harm) none() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.manifests)+len(h.packs) == 0
+}
+
+// blobs lists what is damaged or gone: manifests, indexes and packs.
+func (h *harm) blobs() []digest.Digest {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []digest.Digest
+	for _, d := range h.manifests {
+		out = append(out, d)
+	}
+	for d := range h.packs {
+		out = append(out, d)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
