@@ -483,18 +483,3 @@ func (h *harm) none() bool {
 	defer h.mu.Unlock()
 	return len(h.manifests)+len(h.packs) == 0
 }
-
-// blobs lists what is damaged or gone: manifests, indexes and packs.
-func (h *harm) blobs() []digest.Digest {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var out []digest.Digest
-	for _, d := range h.manifests {
-		out = append(out, d)
-	}
-	for d := range h.packs {
-		out = append(out, d)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
