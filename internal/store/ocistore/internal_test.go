@@ -2,11 +2,13 @@ package ocistore
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"testing"
 	"time"
 	"unicode"
@@ -148,6 +150,29 @@ func FuzzStatusError(f *testing.F) {
 			if unicode.IsControl(c) {
 				t.Errorf("%d %q: control character in %q", status, body, err)
 			}
+		}
+	})
+}
+
+// FuzzDecodeTags: whatever a registry sends as a list of tags, only strings of
+// it are taken, and what is a list to encoding/json is the same list here.
+func FuzzDecodeTags(f *testing.F) {
+	for _, s := range []string{
+		`{"name":"dr","tags":["a","s.shop.1"]}`, `{"tags":null}`, `{"tags":[],"x":{"y":[1]}}`, `{"tags":["a"`, `{"tags":[1]}`, `[]`, ``, `{"tags":{}}`, `{"tags":["a"],"tags":["b"]}`, `{"tags":["\ud800"]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var got []string
+		err := decodeTags(bytes.NewReader(b), func(s string) error { got = append(got, s); return nil })
+		var want struct {
+			Tags []string `json:"tags"`
+		}
+		if err != nil || bytes.Count(b, []byte(`ags`)) > 1 || json.Unmarshal(b, &want) != nil {
+			return
+		}
+		if bytes.Contains(b, []byte(`"tags"`)) && bytes.Count(b, []byte(`"`)) == 2+2*len(want.Tags) && !slices.Equal(got, want.Tags) {
+			t.Fatalf("%q, want %q", got, want.Tags)
 		}
 	})
 }

@@ -3,15 +3,11 @@ package ocistore
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -225,94 +221,6 @@ func (c *client) getManifest(ctx context.Context, ref string) (store.Manifest, e
 	}
 	mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
 	return store.Manifest{MediaType: strings.TrimSpace(mediaType), Digest: got, Body: body}, nil
-}
-
-// Bounds of a tag listing.
-const (
-	tagsPerPage = 1000
-	maxTagPages = 10_000
-	maxTagPage  = 16 << 20 // bytes of one page
-)
-
-// Tags implements store.Manifests.
-func (c *client) Tags(ctx context.Context, prefix string) ([]string, error) {
-	var all []string
-	next := c.url("tags", "list") + "?n=" + strconv.Itoa(tagsPerPage)
-	for page := 0; next != ""; page++ {
-		if page == maxTagPages {
-			return nil, c.fail("list tags", fmt.Errorf("more than %d pages: %w", maxTagPages, store.ErrTooLarge))
-		}
-		tags, after, err := c.tagPage(ctx, next)
-		if errors.Is(err, store.ErrNotFound) && page == 0 {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, c.fail("list tags", err)
-		}
-		for _, t := range tags {
-			if strings.HasPrefix(t, prefix) && checkTag(t) == nil {
-				all = append(all, t)
-			}
-		}
-		if after == next {
-			return nil, c.fail("list tags", fmt.Errorf("the registry's pages lead back to themselves: %w", store.ErrRefused))
-		}
-		next = after
-	}
-	slices.Sort(all)
-	return slices.Compact(all), nil
-}
-
-// tagPage reads one page of the listing and the address of the next, "" at the
-// end.
-func (c *client) tagPage(ctx context.Context, addr string) (tags []string, next string, err error) {
-	resp, err := c.do(ctx, http.MethodGet, addr, nil, nil)
-	if err != nil {
-		return nil, "", err
-	}
-	defer drain(resp)
-	if resp.StatusCode != http.StatusOK {
-		return nil, "", statusError(resp)
-	}
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxTagPage+1))
-	if err != nil {
-		return nil, "", cutOff(ctx, err)
-	}
-	if len(raw) > maxTagPage {
-		return nil, "", fmt.Errorf("a page of more than %d bytes: %w", maxTagPage, store.ErrTooLarge)
-	}
-	var page struct {
-		Tags []string `json:"tags"`
-	}
-	if err := json.Unmarshal(raw, &page); err != nil {
-		return nil, "", fmt.Errorf("the list of tags is not JSON: %w", store.ErrRefused)
-	}
-	next, err = c.nextPage(resp)
-	return page.Tags, next, err
-}
-
-// nextPage follows a Link header within the registry's origin only.
-func (c *client) nextPage(resp *http.Response) (string, error) {
-	link := resp.Header.Get("Link")
-	if link == "" {
-		return "", nil
-	}
-	bad := fmt.Errorf("the registry's link to the next page cannot be followed: %w", store.ErrRefused)
-	target, ok := strings.CutPrefix(link, "<")
-	target, _, ok2 := strings.Cut(target, ">")
-	if !ok || !ok2 {
-		return "", bad
-	}
-	u, err := resp.Request.URL.Parse(target)
-	if err != nil {
-		return "", bad
-	}
-	own, err := url.Parse(c.base)
-	if err != nil || hostPort(u) != hostPort(own) {
-		return "", bad
-	}
-	u.Scheme, u.User = own.Scheme, nil
-	return u.String(), nil
 }
 
 // DeleteTag implements store.Manifests. Registries that take a tag for a bad

@@ -4,7 +4,7 @@
 // It adds to the protocol what a WAN needs: transfers that are given up when no
 // byte moves (not when they take long), tries again with jittered delays,
 // resumes reads where they were cut off, counts bytes on the wire. Bodies are
-// bounded, credentials never follow a redirect to another origin, and errors
+// bounded, an answer that only drips is given up, credentials never follow a redirect to another origin, and errors
 // hold neither credentials nor the query of a URL.
 //
 // It does not encrypt, hash blobs or authenticate what it reads: callers do
@@ -108,6 +108,7 @@ type client struct {
 	immutable atomic.Bool
 	// checked is set once it has announced checked deletions.
 	checked atomic.Bool
+	stall   time.Duration
 }
 
 var _ store.Store = (*client)(nil)
@@ -129,7 +130,7 @@ func open(ctx context.Context, rawURL string, opts Options) (*client, error) {
 	if opts.StallTimeout < 0 || opts.Attempts < 0 {
 		return nil, fmt.Errorf("repository %s: negative stall timeout or attempts: %w", rawURL, dr.ErrUsage)
 	}
-	c := &client{ref: ref, base: "https://" + ref.Host()}
+	c := &client{ref: ref, base: "https://" + ref.Host(), stall: opts.StallTimeout}
 	if plain {
 		c.base = "http://" + ref.Host()
 	}
@@ -296,6 +297,7 @@ func (c *client) do(ctx context.Context, method, addr string, header http.Header
 		}
 		return nil, transportError(ctx, err)
 	}
+	resp.Body = newPacedBody(resp.Body, c.stall)
 	return resp, nil
 }
 

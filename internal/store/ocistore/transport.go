@@ -58,7 +58,9 @@ func newTransport(c *client, host string, plain bool, opts Options) (*transport,
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme == "http" && !t.plain && !t.insecure && !isLoopback(req.URL.Hostname()) {
+	// Not even to this host itself: a registry must not make its clients ask what
+	// listens on their loopback addresses.
+	if req.URL.Scheme == "http" && !t.plain && !t.insecure {
 		return nil, errDowngrade
 	}
 	if hostPort(req.URL) != t.registry {
@@ -90,6 +92,8 @@ func httpTransport(conf *tls.Config, opts Options) *http.Transport {
 		},
 		TLSClientConfig:     conf.Clone(),
 		TLSHandshakeTimeout: opts.StallTimeout,
+		// Silence is noticed by the connection; this is for headers that drip.
+		ResponseHeaderTimeout: 2 * opts.StallTimeout,
 		// Many equal transfers at a time to one host are the normal case here.
 		MaxIdleConnsPerHost: 32,
 		IdleConnTimeout:     45 * time.Second,
@@ -167,10 +171,11 @@ type watched struct {
 	// stalled is set by the direction that noticed first; net/http then closes
 	// the connection under the other one.
 	stalled atomic.Bool
+	out     pace // of writes, which net/http makes one at a time
 }
 
 func newWatched(nc net.Conn, stall time.Duration, m *store.Meter) *watched {
-	return &watched{Conn: nc, stall: stall, meter: m, start: time.Now()}
+	return &watched{Conn: nc, stall: stall, meter: m, start: time.Now(), out: pace{stall: stall}}
 }
 
 // piece is how many bytes one deadline covers while writing, so that a slow
@@ -216,10 +221,12 @@ func (w *watched) Read(p []byte) (int, error) {
 func (w *watched) Write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		if err := w.SetWriteDeadline(time.Now().Add(w.stall)); err != nil {
+		began := time.Now()
+		if err := w.SetWriteDeadline(began.Add(w.stall)); err != nil {
 			return done, err
 		}
 		n, err := w.Conn.Write(p[done:min(len(p), done+piece)])
+		crawls := !w.out.note(n, time.Since(began)) && done+n < len(p)
 		if n > 0 {
 			done += n
 			w.touch()
@@ -232,6 +239,10 @@ func (w *watched) Write(p []byte) (int, error) {
 		}
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return done, w.named(err)
+		}
+		if crawls {
+			w.stalled.Store(true)
+			return done, fmt.Errorf("fewer than %d bytes were taken in %s: %w", crawl, w.stall, errStalled)
 		}
 	}
 	return done, nil

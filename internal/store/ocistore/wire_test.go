@@ -203,7 +203,12 @@ func TestLyingRegistry(t *testing.T) {
 			func(s store.Store) error { _, err := s.GetManifest(t.Context(), "s.shop.1"); return err }, store.ErrRefused,
 		},
 		"endless tags": {
-			func(w http.ResponseWriter, r *http.Request) { huge(w) },
+			func(w http.ResponseWriter, r *http.Request) {
+				tag := []byte(`"` + strings.Repeat("x", 100) + `",`)
+				for _, err := fmt.Fprint(w, `{"tags":[`); err == nil; {
+					_, err = w.Write(tag)
+				}
+			},
 			func(s store.Store) error { _, err := s.Tags(t.Context(), ""); return err }, store.ErrTooLarge,
 		},
 		"tags in a circle": {

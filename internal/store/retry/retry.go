@@ -153,6 +153,10 @@ func (s *Store) GetBlob(ctx context.Context, d digest.Digest, size, off, length 
 	return r, nil
 }
 
+// headway is how many bytes an attempt must bring to count as a success: a
+// registry that gives a few bytes each time would keep a read from ever ending.
+const headway = 64 << 10
+
 type reader struct {
 	s         *Store
 	ctx       context.Context // of the whole read, given to each request
@@ -160,7 +164,8 @@ type reader struct {
 	size      int64
 	off, left int64
 	body      io.ReadCloser
-	failed    int // attempts in a row without a byte
+	failed    int   // attempts in a row that brought it no further
+	since     int64 // bytes since the last attempt began
 	err       error
 }
 
@@ -177,7 +182,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		n, err := r.read(p)
 		r.off += int64(n)
 		r.left -= int64(n)
-		if n > 0 {
+		if r.since += int64(n); r.since >= headway {
 			r.failed = 0
 		}
 		if err != nil && r.left > 0 {
@@ -205,7 +210,7 @@ func (r *reader) read(p []byte) (int, error) {
 // reopen replaces a body that failed with cause, or says why it does not.
 func (r *reader) reopen(cause error) error {
 	_ = r.body.Close() // failed already
-	r.body = io.NopCloser(eof{})
+	r.body, r.since = io.NopCloser(eof{}), 0
 	for {
 		r.failed++
 		if r.ctx.Err() != nil || !store.Retryable(cause) || r.failed >= r.s.opts.Attempts {

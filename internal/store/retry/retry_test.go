@@ -180,20 +180,20 @@ func TestUnknownOutcomeStays(t *testing.T) {
 func TestReadResumes(t *testing.T) {
 	t.Parallel()
 	m := memstore.New()
-	blob := storetest.Random(10_000)
+	blob := storetest.Random(1_000_000)
 	d := storetest.PutBytes(t, m, "", blob).Digest
 	var plan []faults.Fault
 	for n := 1; n <= 8; n++ {
-		plan = append(plan, faults.Fault{Op: faults.GetBlob, Call: n, Kind: faults.Short, At: 1000})
+		plan = append(plan, faults.Fault{Op: faults.GetBlob, Call: n, Kind: faults.Short, At: 100_000})
 	}
 	var c clock
 	f := faults.New(t, m, plan...)
-	r, err := retry.New(f, options(&c, 2)).GetBlob(t.Context(), d, 10_000, 500, 9_000)
+	r, err := retry.New(f, options(&c, 2)).GetBlob(t.Context(), d, 1_000_000, 500, 900_000)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got, err := io.ReadAll(r)
-	if err != nil || !bytes.Equal(got, blob[500:9_500]) {
+	if err != nil || !bytes.Equal(got, blob[500:900_500]) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	if err := r.Close(); err != nil {
@@ -221,5 +221,30 @@ func TestReadGivesUp(t *testing.T) {
 	}
 	if _, again := r.Read(make([]byte, 1)); again == nil {
 		t.Error("a read after the failure succeeds")
+	}
+}
+
+// TestReadThatCrawls: a registry that cuts every answer off after a few bytes
+// does not keep a read from ever ending.
+func TestReadThatCrawls(t *testing.T) {
+	t.Parallel()
+	m := memstore.New()
+	blob := storetest.Random(10_000)
+	d := storetest.PutBytes(t, m, "", blob).Digest
+	var plan []faults.Fault
+	for n := 1; n <= 4; n++ {
+		plan = append(plan, faults.Fault{Op: faults.GetBlob, Call: n, Kind: faults.Short, At: 10})
+	}
+	var c clock
+	r, err := retry.New(faults.New(t, m, plan...), options(&c, 4)).GetBlob(t.Context(), d, 10_000, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if len(got) != 40 || !store.Retryable(err) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
 	}
 }
