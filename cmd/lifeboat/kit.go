@@ -128,7 +128,10 @@ func makeKit(ctx context.Context, r *repo.Repo, raw string, reg ocistore.Options
 	k := kit.Kit{
 		Created: time.Now().UTC().Truncate(time.Second), Repo: location(raw), Repository: r.ID(), Fingerprint: r.Fingerprint().String(),
 		Username: reg.Username, Password: reg.Password, TLSFingerprint: reg.Fingerprint, Identity: identity,
-		HighWater: map[string]uint64{},
+		HighWater: map[string]uint64{}, Generations: map[uint32]string{},
+	}
+	for g, w := range r.Witnesses() {
+		k.Generations[uint32(g)] = w
 	}
 	if k.Username == "" {
 		var err error

@@ -395,7 +395,10 @@ func (a *app) kitSource(k kit.Kit) (source, error) {
 	if err := fp.UnmarshalText([]byte(k.Fingerprint)); err != nil {
 		return source{}, fmt.Errorf("recovery kit: fingerprint: %w: %w", err, dr.ErrUsage)
 	}
-	src.expect = &repo.Expected{Repo: k.Repository, Fingerprint: fp}
+	src.expect = &repo.Expected{Repo: k.Repository, Fingerprint: fp, Witnesses: map[seal.Generation]string{}}
+	for g, w := range k.Generations {
+		src.expect.Witnesses[seal.Generation(g)] = w
+	}
 	for class, n := range k.HighWater {
 		src.marks[class] = dr.Number(n)
 	}

@@ -44,6 +44,10 @@ type Kit struct {
 	// made: a repository that shows less has been set back (docs/threat-model.md).
 	HighWater map[string]uint64 `yaml:"high_water,omitempty"`
 
+	// Generations are witnesses of the data keys that there were when the kit was
+	// made: who was removed from the repository before knows none of the newer.
+	Generations map[uint32]string `yaml:"generations,omitempty"`
+
 	RepositoryHex string `yaml:"repository"`
 }
 

@@ -177,8 +177,14 @@ func (w *Writer) nextNumber(ctx context.Context) (dr.Number, map[dr.Number]bool,
 			break
 		}
 	}
+	if newest >= maxNumber {
+		return 0, nil, tampered("%s%d leaves no number for another snapshot; have an operator revoke the host that wrote it and delete the tag, then go on with --accept-older", t.prefix(), newest)
+	}
 	return newest + 1, taken, nil
 }
+
+// maxNumber is the highest number that a tag may have: what ParseTag takes.
+const maxNumber = dr.Number(1<<63 - 1)
 
 // tag seals the commit record under the next free number and stores it. The
 // record is bound to its tag, so each number that turns out to be taken means

@@ -171,6 +171,9 @@ func (r *Repo) checkRecords(ctx context.Context, inv *inventory, f *findings) er
 		}
 		f.list = append(f.list, problems...)
 	}
+	if err := r.checkMarks(ctx, f); err != nil {
+		return err
+	}
 	problems, err := r.keyProblems(ctx)
 	if err != nil {
 		return err

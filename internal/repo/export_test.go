@@ -39,6 +39,15 @@ func (r *Repo) PutRecordRaw(ctx context.Context, tag string, body []byte) error 
 // CommitAndDie commits without any look at the manifests before or after: a
 // writer whose looks were long ago and that is killed right after the commit.
 func (w *Writer) CommitAndDie(ctx context.Context, root *dr.Root) (*Snapshot, error) {
+	number, _, err := w.nextNumber(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return w.CommitAs(ctx, root, number)
+}
+
+// CommitAs is CommitAndDie under a number of the test's choice.
+func (w *Writer) CommitAs(ctx context.Context, root *dr.Root, number dr.Number) (*Snapshot, error) {
 	ref, err := w.putRoot(ctx, root)
 	if err != nil {
 		return nil, err
@@ -48,10 +57,6 @@ func (w *Writer) CommitAndDie(ctx context.Context, root *dr.Root) (*Snapshot, er
 	}
 	needs := w.needed()
 	rec := w.record(root, ref, needs, CommitInfo{})
-	number, _, err := w.nextNumber(ctx)
-	if err != nil {
-		return nil, err
-	}
 	rec.Number = number
 	t := Tag{Class: ClassSnapshot, System: rec.System, Number: number}
 	var list []need

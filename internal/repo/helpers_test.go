@@ -180,3 +180,17 @@ func spoilFiles(t testing.TB, dir string, spoil func([]byte) []byte) {
 func openerOf(b []byte) func() (io.ReadCloser, error) {
 	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 }
+
+// listedIn returns what an image index lists.
+func listedIn(t testing.TB, body []byte) []digest.Digest {
+	t.Helper()
+	var x ocispec.Index
+	if err := json.Unmarshal(body, &x); err != nil {
+		t.Fatal(err)
+	}
+	var out []digest.Digest
+	for _, d := range x.Manifests {
+		out = append(out, d.Digest)
+	}
+	return out
+}

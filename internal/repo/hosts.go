@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	godigest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"lifeboat/internal/dr"
@@ -36,6 +38,9 @@ type hostRecord struct {
 	Subject dr.HostID `json:"subject"`
 	Name    string    `json:"name,omitempty"`
 	Created time.Time `json:"created"`
+	// Revoked are the hosts that the signer knows to be revoked: a registry that
+	// leaves a revocation out has to leave out every later record, too.
+	Revoked []dr.HostID `json:"revoked,omitempty"`
 	// Of a revocation: the snapshots of the subject that stay trusted, and its
 	// records, by tag with the digest that the tag names.
 	GoodSnapshots []dr.SnapshotID   `json:"good_snapshots,omitempty"`
@@ -88,6 +93,9 @@ func (b *hostBook) loadLocked(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.repo.checkShown(prefix, names); err != nil {
+		return err
+	}
 	tags, problems := parseTags(names)
 	if b.records == nil {
 		b.records, b.bad = map[dr.Number]*hostRecord{}, map[string]Problem{}
@@ -126,14 +134,19 @@ func (b *hostBook) loadLocked(ctx context.Context) error {
 		b.bad[p.Tag] = p
 	}
 	b.asked = map[dr.HostID]bool{}
-	b.replay()
-	return b.repo.checkMark(prefix, b.newest)
+	for _, p := range b.replay() {
+		if _, known := b.bad[p.Tag]; !known {
+			b.repo.log.Warn("a host record is missing", "problem", p.String())
+		}
+		b.bad[p.Tag] = p
+	}
+	return b.repo.checkMark(prefix, b.newest, 0)
 }
 
 // read opens a host record and checks its signature; whether the signer may do
 // what it says is replay's question.
 func (b *hostBook) read(ctx context.Context, t Tag) (*hostRecord, error) {
-	host, body, _, err := b.repo.openRecord(ctx, t)
+	host, body, digest, err := b.repo.openRecord(ctx, t)
 	if err != nil {
 		return nil, err
 	}
@@ -144,13 +157,18 @@ func (b *hostBook) read(ctx context.Context, t Tag) (*hostRecord, error) {
 	if h.Format != 1 || h.Host != host || (h.Action != actionEnrol && h.Action != actionRevoke) {
 		return nil, tampered("not a host record of format 1")
 	}
+	if err := b.repo.witness(t, godigest.Digest(digest)); err != nil {
+		return nil, err
+	}
 	return &h, nil
 }
 
 // replay goes through the records in the order of their numbers. A host enrols
 // itself or is enrolled by one that is trusted at that number; a trusted one
-// revokes. Who was revoked once stays revoked.
-func (b *hostBook) replay() {
+// revokes. Who was revoked once stays revoked, also where the revocation itself
+// is not shown and a later record tells of it: then nothing of that host is
+// known to be good, and the problem is returned.
+func (b *hostBook) replay() (problems []Problem) {
 	b.status = map[dr.HostID]*hostStatus{}
 	b.newest = 0
 	trusted := func(id dr.HostID) bool { s := b.status[id]; return s != nil && !s.revoked }
@@ -171,7 +189,18 @@ func (b *hostBook) replay() {
 			}
 		}
 		b.newest = n
+		if !trusted(h.Host) {
+			continue
+		}
+		for _, id := range h.Revoked {
+			if s := b.status[id]; s != nil && !s.revoked {
+				s.revoked, s.Revoked = true, h.Created
+				problems = append(problems, Problem{Tag: Tag{Class: ClassHost, Number: n}.String(), Err: tampered(
+					"it says that host %s (%s) was revoked, and the record of that is not there: the registry has lost it or hides it; nothing that this host wrote counts until it is back", id.Short(), s.Name)})
+			}
+		}
 	}
+	return problems
 }
 
 // problems returns the host records that do not verify.
@@ -303,14 +332,20 @@ func (r *Repo) enrolForWriting(ctx context.Context) error {
 
 // putHostRecord stores a host record under the next free number.
 func (r *Repo) putHostRecord(ctx context.Context, h hostRecord) error {
+	r.hosts.mu.Lock()
+	t := Tag{Class: ClassHost, Number: r.hosts.newest}
+	for id, s := range r.hosts.status {
+		if s.revoked {
+			h.Revoked = append(h.Revoked, id)
+		}
+	}
+	r.hosts.mu.Unlock()
+	slices.SortFunc(h.Revoked, func(a, b dr.HostID) int { return bytes.Compare(a[:], b[:]) })
 	body, err := json.Marshal(h)
 	if err != nil {
 		return fmt.Errorf("encode host record: %w", err)
 	}
-	r.hosts.mu.Lock()
-	t := Tag{Class: ClassHost, Number: r.hosts.newest}
-	r.hosts.mu.Unlock()
-	for {
+	for range maxLost {
 		t = t.next()
 		if err = r.putSigned(ctx, t, body); !errors.Is(err, dr.ErrHeld) {
 			break

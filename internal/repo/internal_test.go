@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -178,5 +179,39 @@ func TestLentBytes(t *testing.T) {
 	}
 	if _, err := l.open(); err == nil {
 		t.Fatal("memory that was taken back was lent")
+	}
+}
+
+// What a manifest of the largest size makes of itself in memory is bounded,
+// whatever stands in it. Not parallel: it counts what is allocated.
+func TestManifestsAreBounded(t *testing.T) {
+	fill := func(head, member, tail string) []byte {
+		n := (store.MaxManifest - len(head) - len(tail)) / len(member)
+		return []byte(head + strings.Repeat(member, n-1) + strings.TrimSuffix(member, ",") + tail)
+	}
+	image := `{"mediaType":"` + ocispec.MediaTypeImageManifest + `","artifactType":"`
+	index := `{"mediaType":"` + ocispec.MediaTypeImageIndex + `","artifactType":"` + recordType(ClassSnapshot) + `",`
+	for name, body := range map[string][]byte{
+		"layers":             fill(image+typePacks+`","layers":[`, `{},`, `]}`),
+		"manifests":          fill(index+`"manifests":[`, `{},`, `]}`),
+		"annotations":        fill(image+recordType(ClassHost)+`","annotations":{`, `"":"",`, `}}`),
+		"unknown member":     fill(image+typePacks+`","x":[`, `[],`, `]}`),
+		"long artifact type": fill(image, `a`, `"}`),
+		"deep":               []byte(strings.Repeat("[", store.MaxManifest)),
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err1 := decodePackManifest(body)
+		_, _, err2 := decodeSnapshotIndex(ClassSnapshot, store.Manifest{MediaType: ocispec.MediaTypeImageIndex, Body: body})
+		_, err3 := decodeRecordManifest(store.Manifest{MediaType: ocispec.MediaTypeImageManifest, Body: body}, ClassHost)
+		runtime.ReadMemStats(&after)
+		for _, err := range []error{err1, err2, err3} {
+			if !errors.Is(err, dr.ErrTampered) || len(err.Error()) > 1000 {
+				t.Errorf("%s: %.300v", name, err)
+			}
+		}
+		if n := after.TotalAlloc - before.TotalAlloc; n > 10*store.MaxManifest {
+			t.Errorf("%s: %d bytes were allocated for a manifest of %d", name, n, len(body))
+		}
 	}
 }

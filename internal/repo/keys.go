@@ -205,7 +205,7 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	number := k.number
-	for {
+	for range maxLost {
 		number++
 		rec, err := r.putKeyRecord(ctx, secret, number, wraps)
 		if err == nil {
@@ -222,6 +222,7 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 			return fmt.Errorf("%s: %w", what, gerr)
 		}
 	}
+	return fmt.Errorf("%s: %d numbers in a row hold something that is no key record of this repository; have an operator delete those tags: %w", what, maxLost, dr.ErrHeld)
 }
 
 // putKeyRecord writes and reads back a key record.
@@ -293,8 +294,13 @@ func (r *Repo) refreshKeys(ctx context.Context) error {
 	return s.run(ctx, tags)
 }
 
-// maxKeyTries bounds how many key records are opened, newest first.
-const maxKeyTries = 16
+// maxKeyReads bounds how many key records are read, newest first: anybody with a
+// login may have put others there. maxKeyTries bounds with how many of them a
+// passphrase is tried, which costs a second each.
+const (
+	maxKeyReads = 256
+	maxKeyTries = 16
+)
 
 // keySearch chooses among the key records of a repository (docs/adr/0003).
 type keySearch struct {
@@ -304,10 +310,11 @@ type keySearch struct {
 	mismatch error // opened, but not the repository that is known
 	wrong    error // does not open with the key at hand
 	closed   []*seal.KeyRecord
+	tries    int // of a passphrase
 }
 
 func (s *keySearch) run(ctx context.Context, tags []Tag) error {
-	for i := len(tags) - 1; i >= 0 && len(tags)-i <= maxKeyTries; i-- {
+	for i := len(tags) - 1; i >= 0 && len(tags)-i <= maxKeyReads; i-- {
 		rec, err := s.repo.keyRecord(ctx, tags[i])
 		if err != nil {
 			if !about(err) {
@@ -337,7 +344,13 @@ func (s *keySearch) run(ctx context.Context, tags []Tag) error {
 
 // try opens a record; nil, nil when it is not the one.
 func (s *keySearch) try(t Tag, rec *seal.KeyRecord) (*seal.Secret, error) {
-	secret, err := rec.Open(s.repo.opts.Identities, s.repo.opts.Passphrase)
+	ask := s.repo.opts.Passphrase
+	if ask != nil && slices.ContainsFunc(rec.Wraps, seal.Wrap.IsPassphrase) {
+		if s.tries++; s.tries > maxKeyTries {
+			ask = nil
+		}
+	}
+	secret, err := rec.Open(s.repo.opts.Identities, ask)
 	switch {
 	case errors.Is(err, dr.ErrWrongKey):
 		if s.wrong == nil {
@@ -405,6 +418,11 @@ func (s *keySearch) known(secret *seal.Secret) error {
 		return tampered("this is repository %s (fingerprint %s), the recovery kit speaks of %s (%s): the address is wrong, or somebody put another repository in its place",
 			secret.Repo(), secret.Fingerprint(), e.Repo, e.Fingerprint)
 	}
+	if e := s.repo.opts.Expect; e != nil {
+		if err := s.hasKeys(secret, e.Witnesses, "the recovery kit speaks of"); err != nil {
+			return err
+		}
+	}
 	if s.pin == nil {
 		return nil
 	}
@@ -412,16 +430,22 @@ func (s *keySearch) known(secret *seal.Secret) error {
 		return tampered("this is repository %s (fingerprint %s), this host has used %s (%s) at this address: somebody put another repository in its place; "+
 			"if that was you, delete %s", secret.Repo(), secret.Fingerprint(), s.pin.Repo, s.pin.Fingerprint, s.repo.state.pinFile(s.pin.Location))
 	}
-	for g, want := range s.pin.Witnesses {
+	return s.hasKeys(secret, s.pin.Witnesses, "this host has seen")
+}
+
+// hasKeys compares the data keys of a secret with the witnesses of those that
+// are known.
+func (s *keySearch) hasKeys(secret *seal.Secret, known map[seal.Generation]string, who string) error {
+	for g, want := range known {
 		w, ok := secret.Witness(g)
 		if !ok && s.repo.opts.AcceptOlder {
 			continue
 		}
 		if !ok {
-			return tampered("it lacks key generation %d, which this host has seen: %w", g, errLacksGeneration)
+			return tampered("it lacks key generation %d, which %s: %w", g, who, errLacksGeneration)
 		}
 		if fmt.Sprintf("%x", w) != want {
-			return tampered("its key of generation %d is not the one that this host has seen", g)
+			return tampered("its key of generation %d is not the one that %s", g, who)
 		}
 	}
 	return nil
@@ -446,7 +470,7 @@ func (s *keySearch) take(ctx context.Context, secret *seal.Secret, rec *seal.Key
 }
 
 func (s *keySearch) unanimous(ctx context.Context, secret *seal.Secret, older []Tag) error {
-	for i := len(older) - 1; i >= 0 && len(older)-i <= maxKeyTries; i-- {
+	for i := len(older) - 1; i >= 0 && len(older)-i <= maxKeyReads; i-- {
 		k, err := s.repo.keyRecord(ctx, older[i])
 		if err == nil {
 			err = k.Verify(secret)

@@ -70,24 +70,27 @@ func encodeRecordManifest(c Class, record []byte) ([]byte, error) {
 // decodeRecordManifest returns the record that a manifest carries. The error
 // wraps dr.ErrTampered.
 func decodeRecordManifest(m store.Manifest, c Class) ([]byte, error) {
-	var d struct {
-		ArtifactType string            `json:"artifactType"`
-		Annotations  map[string]string `json:"annotations"`
-	}
 	if m.MediaType != ocispec.MediaTypeImageManifest {
-		return nil, tampered("a manifest of media type %q", m.MediaType)
+		return nil, tampered("a manifest of media type %q", short(m.MediaType))
 	}
+	var d wireManifest
 	if err := json.Unmarshal(m.Body, &d); err != nil {
 		return nil, tampered("not a manifest: %v", err)
 	}
 	if d.ArtifactType != recordType(c) {
-		return nil, tampered("an artifact of type %q, not %q", d.ArtifactType, recordType(c))
+		return nil, tampered("an artifact of type %q, not %q", short(d.ArtifactType), recordType(c))
 	}
 	return decodeAnnotation(d.Annotations)
 }
 
-func decodeAnnotation(a map[string]string) ([]byte, error) {
-	text := a[recordAnnotation]
+// short bounds what an error quotes of a manifest.
+func short(s string) string { return s[:min(len(s), 100)] }
+
+func decodeAnnotation(raw json.RawMessage) ([]byte, error) {
+	text, err := annotation(raw, recordAnnotation)
+	if err != nil {
+		return nil, tampered("its annotations cannot be read: %v", err)
+	}
 	if text == "" || len(text) > base64.StdEncoding.EncodedLen(seal.MaxRecord) {
 		return nil, tampered("no record in it, or one too large")
 	}
@@ -126,19 +129,20 @@ type need struct {
 // snapshot or of its relocation. The error wraps dr.ErrTampered.
 func decodeSnapshotIndex(c Class, m store.Manifest) (record []byte, needs []need, err error) {
 	if m.MediaType != ocispec.MediaTypeImageIndex {
-		return nil, nil, tampered("a manifest of media type %q, not an image index", m.MediaType)
+		return nil, nil, tampered("a manifest of media type %q, not an image index", short(m.MediaType))
 	}
-	var x ocispec.Index
+	var x wireManifest
 	if err := json.Unmarshal(m.Body, &x); err != nil {
 		return nil, nil, tampered("not an image index: %v", err)
 	}
 	if x.ArtifactType != recordType(c) {
-		return nil, nil, tampered("an artifact of type %q, not %q", x.ArtifactType, recordType(c))
+		return nil, nil, tampered("an artifact of type %q, not %q", short(x.ArtifactType), recordType(c))
 	}
-	if len(x.Manifests) == 0 || len(x.Manifests) > maxNeeds {
-		return nil, nil, tampered("it lists %d pack manifests, want 1 to %d", len(x.Manifests), maxNeeds)
+	list, err := descriptors(x.Manifests, maxNeeds)
+	if err != nil || len(list) == 0 {
+		return nil, nil, tampered("it lists %d pack manifests or more, want 1 to %d: %v", len(list), maxNeeds, err)
 	}
-	for _, d := range x.Manifests {
+	for _, d := range list {
 		if _, err := rawDigest(d.Digest); err != nil || d.Size < 1 || d.Size > store.MaxManifest {
 			return nil, nil, tampered("it lists a manifest out of bounds")
 		}
@@ -186,18 +190,19 @@ func encodePackManifest(index blob, packs []blob) (*packManifest, error) {
 
 // decodePackManifest checks a pack manifest. The error wraps dr.ErrTampered.
 func decodePackManifest(raw []byte) (*packManifest, error) {
-	var m ocispec.Manifest
+	var m wireManifest
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return nil, tampered("not a manifest: %v", err)
 	}
 	if m.MediaType != ocispec.MediaTypeImageManifest || m.ArtifactType != typePacks {
-		return nil, tampered("an artifact of type %q, not %q", m.ArtifactType, typePacks)
+		return nil, tampered("an artifact of type %q, not %q", short(m.ArtifactType), typePacks)
 	}
-	if len(m.Layers) < 2 || len(m.Layers) > pack.MaxPacks+1 {
-		return nil, tampered("it names %d packs, want 1 to %d", len(m.Layers)-1, pack.MaxPacks)
+	layers, err := descriptors(m.Layers, pack.MaxPacks+1)
+	if err != nil || len(layers) < 2 {
+		return nil, tampered("it names %d packs or more, want 1 to %d: %v", len(layers)-1, pack.MaxPacks, err)
 	}
 	p := &packManifest{need: need{digest.FromBytes(raw), int64(len(raw))}, raw: raw}
-	for i, l := range m.Layers {
+	for i, l := range layers {
 		media, most := typePack, int64(pack.MaxSize)
 		if i == 0 {
 			media, most = typeIndex, pack.MaxIndex

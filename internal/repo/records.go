@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	godigest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	"lifeboat/internal/dr"
@@ -16,6 +17,9 @@ import (
 
 // listParallel is how many small manifests are read at a time.
 const listParallel = 8
+
+// maxProbes is for how many numbers in a row Latest asks one by one.
+const maxProbes = 64
 
 // ErrSquatted: the tag names, for good, something that is no record and counts
 // for nobody; or its number was given out once and its tag deleted. The next
@@ -109,7 +113,7 @@ func (r *Repo) signAndSeal(t Tag, body []byte) ([]byte, error) {
 func (r *Repo) compareRecord(ctx context.Context, t Tag, body []byte) error {
 	host, have, digest, err := r.openRecord(ctx, t)
 	if err == nil && host == r.HostID() && bytes.Equal(have, body) {
-		return nil
+		return r.witness(t, godigest.Digest(digest))
 	}
 	if err == nil && t.Class != ClassHost {
 		err = r.counts(ctx, t, host, have, digest)
@@ -217,6 +221,9 @@ func (r *Repo) record(ctx context.Context, t Tag) (*Record, error) {
 	if err := fits(t, body); err != nil {
 		return nil, err
 	}
+	if err := r.witness(t, godigest.Digest(digest)); err != nil {
+		return nil, err
+	}
 	return &Record{Tag: t.String(), Number: t.Number, Host: host, Body: body, digest: digest}, nil
 }
 
@@ -239,10 +246,11 @@ func (r *Repo) ListRecords(ctx context.Context, prefix string) ([]Record, error)
 	if len(recs) > 0 {
 		newest = recs[len(recs)-1].Number
 	}
+	var shown dr.Number
 	for _, t := range revokedTags(problems) {
-		newest = max(newest, t.Number)
+		shown = max(shown, t.Number)
 	}
-	if err := r.checkMark(prefix, newest); err != nil {
+	if err := r.checkMark(prefix, newest, shown); err != nil {
 		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
 	}
 	return recs, nil
@@ -255,6 +263,11 @@ func (r *Repo) records(ctx context.Context, prefix string) ([]Record, []Problem,
 		return nil, nil, err
 	}
 	tags, problems := parseTags(names)
+	if _, err := ParseTag(prefix + "1"); err == nil { // of one system
+		if err := r.checkShown(prefix, names); err != nil {
+			return nil, nil, err
+		}
+	}
 	if len(tags) == 0 {
 		return nil, problems, nil
 	}
@@ -321,6 +334,9 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 	}
 	high, authentic := mark, dr.Number(0)
 	for {
+		if high-mark == maxProbes {
+			return r.latestListed(ctx, t) // a registry that shows any tag that it is asked for
+		}
 		_, err := r.st.ResolveTag(ctx, Tag{Class: c, System: system, Number: high + 1}.String())
 		if errors.Is(err, store.ErrNotFound) {
 			break
@@ -333,7 +349,7 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 	for n := high; n >= mark; n-- {
 		rec, err := r.record(ctx, Tag{Class: c, System: system, Number: n})
 		if err == nil {
-			return rec, r.checkMark(t.prefix(), max(n, authentic))
+			return rec, r.checkMark(t.prefix(), n, authentic)
 		}
 		if !about(err) {
 			return nil, fmt.Errorf("latest record %s*: %w", t.prefix(), err)
@@ -344,7 +360,7 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 		r.log.Warn("a record does not verify", "tag", t.prefix(), "number", n, "error", err)
 	}
 	if authentic == 0 {
-		return nil, r.checkMark(t.prefix(), 0)
+		return nil, r.checkMark(t.prefix(), 0, 0)
 	}
 	return r.latestListed(ctx, t)
 }

@@ -33,6 +33,9 @@ func LoadOrCreateHostKey(dir string) (*HostKey, error) { return seal.LoadOrCreat
 type Expected struct {
 	Repo        dr.RepoID
 	Fingerprint seal.Fingerprint
+	// Witnesses recognise the data keys that there were, by generation
+	// (Repo.Witnesses); nil where the kit has none.
+	Witnesses map[seal.Generation]string
 }
 
 // Local says where a host keeps what it remembers of repositories.
@@ -77,8 +80,8 @@ type OpenOptions struct {
 	Expect *Expected
 	// Marks are numbers known to exist (Repo.Marks, from a recovery kit).
 	Marks map[string]dr.Number
-	// AcceptOlder forgets the marks of this host: what the repository shows now
-	// is taken as its newest state. The operator decides that, after a registry
+	// AcceptOlder forgets the marks of this host, and Marks: what the repository
+	// shows now is taken as its newest state. The operator decides that, after a registry
 	// was restored from a backup of its own, say.
 	AcceptOlder bool
 	// Log may be nil; Notice receives lines for the operator, may be nil.
@@ -175,10 +178,7 @@ func Open(ctx context.Context, st store.Store, o OpenOptions) (*Repo, error) {
 }
 
 func (r *Repo) open(ctx context.Context) error {
-	if err := r.refreshKeys(ctx); err != nil {
-		return err
-	}
-	return r.state.raise(r.opts.Marks)
+	return r.refreshKeys(ctx)
 }
 
 func newRepo(st store.Store, o OpenOptions) (*Repo, error) {
@@ -251,6 +251,21 @@ func (r *Repo) HostID() dr.HostID {
 // for the recovery kit: a repository that shows less has been set back.
 func (r *Repo) Marks() (map[string]dr.Number, error) { return r.state.allMarks() }
 
+// Witnesses recognise the data keys that there are, by generation: whoever was
+// removed knows the fixed keys, but not those of later generations. For the
+// recovery kit.
+func (r *Repo) Witnesses() map[seal.Generation]string { return witnesses(r.keyring().Secret()) }
+
+func witnesses(s *seal.Secret) map[seal.Generation]string {
+	out := map[seal.Generation]string{}
+	for g := seal.Generation(1); g <= s.Generation(); g++ {
+		if w, ok := s.Witness(g); ok {
+			out[g] = fmt.Sprintf("%x", w)
+		}
+	}
+	return out
+}
+
 func (r *Repo) keyring() *seal.Ring { return r.ring.Load() }
 
 // notice tells the operator something.
@@ -259,23 +274,6 @@ func (r *Repo) notice(text string) {
 	if r.opts.Notice != nil {
 		r.opts.Notice(text)
 	}
-}
-
-// checkMark compares the newest verified number under a prefix with the mark,
-// and raises the mark. The error wraps dr.ErrTampered.
-func (r *Repo) checkMark(prefix string, newest dr.Number) error {
-	mark, err := r.state.mark(prefix)
-	if err != nil {
-		return err
-	}
-	if newest < mark {
-		return tampered("the registry shows an older state of the repository: the newest valid record under %s* is number %d, this host has seen number %d; "+
-			"if the registry was restored from a backup of its own and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them", prefix, newest, mark)
-	}
-	if newest > mark {
-		return r.state.raise(map[string]dr.Number{prefix: newest})
-	}
-	return nil
 }
 
 // putEmpty stores the OCI empty blob once.
@@ -321,14 +319,17 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 	if err := r.state.use(s.Repo()); err != nil {
 		return err
 	}
-	p := pin{Location: r.opts.Location, Repo: s.Repo(), Fingerprint: s.Fingerprint(), Witnesses: map[seal.Generation]string{}}
-	for g := seal.Generation(1); g <= s.Generation(); g++ {
-		if w, ok := s.Witness(g); ok {
-			p.Witnesses[g] = fmt.Sprintf("%x", w)
+	p := pin{Location: r.opts.Location, Repo: s.Repo(), Fingerprint: s.Fingerprint(), Witnesses: witnesses(s)}
+	if r.ring.Load() == nil {
+		// Before anything is compared: what the kit knows counts for the key record,
+		// too.
+		var err error
+		if r.opts.AcceptOlder {
+			err = r.state.resetMarks()
+		} else {
+			err = errors.Join(r.state.recall(), r.trustKit())
 		}
-	}
-	if r.opts.AcceptOlder && r.ring.Load() == nil {
-		if err := r.state.resetMarks(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
@@ -343,5 +344,5 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 	}
 	r.ring.Store(seal.NewRing(s))
 	r.keys.Store(&keyState{number: rec.Number, record: rec})
-	return r.checkMark(Tag{Class: ClassKey}.prefix(), rec.Number)
+	return r.checkMark(Tag{Class: ClassKey}.prefix(), rec.Number, 0)
 }

@@ -121,6 +121,9 @@ func (r *Repo) openSnapshot(ctx context.Context, t Tag, m store.Manifest) (*Snap
 	if err := sameNeeds(listed, c.Needs); err != nil {
 		return nil, err
 	}
+	if err := r.witness(t, m.Digest); err != nil {
+		return nil, err
+	}
 	return c.snapshot(t, m.Digest, listed), nil
 }
 
@@ -187,12 +190,13 @@ func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot,
 		last[s.ID] = max(last[s.ID], s.Number)
 		newest[s.System] = max(newest[s.System], s.Number)
 	}
+	shown := map[dr.System]dr.Number{}
 	for _, t := range revokedTags(bad) {
-		newest[t.System] = max(newest[t.System], t.Number)
+		shown[t.System] = max(shown[t.System], t.Number)
 	}
 	for sys, n := range newest {
 		p := Tag{Class: ClassSnapshot, System: sys}.prefix()
-		if err := r.checkMark(p, n); errors.Is(err, dr.ErrTampered) {
+		if err := r.checkMark(p, n, shown[sys]); errors.Is(err, dr.ErrTampered) {
 			problems = append(problems, Problem{Tag: p + "*", Err: err})
 		} else if err != nil {
 			return nil, nil, err
@@ -291,14 +295,16 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 		}
 		problems = append(problems, bad...)
 		if newest == 0 {
+			var valid dr.Number
 			for _, t := range revokedTags(bad) {
 				newest = max(newest, t.Number)
 			}
 			if len(found) > 0 {
-				newest = max(newest, found[0].Number)
+				valid = found[0].Number
+				newest = max(newest, valid)
 			}
 			if newest > 0 {
-				if err := r.checkMark(prefix, newest); err != nil {
+				if err := r.checkMark(prefix, valid, newest); err != nil {
 					return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 				}
 			}
@@ -312,7 +318,7 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 		return s, nil
 	}
 	if newest == 0 {
-		if err := r.checkMark(prefix, 0); err != nil {
+		if err := r.checkMark(prefix, 0, 0); err != nil {
 			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 		}
 	}

@@ -42,7 +42,10 @@ type state struct {
 	dir  string // of this repository, below base
 
 	mu      sync.Mutex
-	mem     map[string]dr.Number // marks
+	mem     marks                    // where there is no directory
+	firm    map[string]digest.Digest // seen under a tag before this process began
+	fresh   map[string]digest.Digest // and since
+	kept    int                      // of fresh, when the older ones were last forgotten
 	pending map[digest.Digest]dr.System
 	read    map[digest.Digest][]byte
 	lost    map[digest.Digest]bool
@@ -50,7 +53,7 @@ type state struct {
 }
 
 func newState(base string) *state {
-	return &state{base: base, mem: map[string]dr.Number{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}}
+	return &state{base: base, mem: newMarks(), firm: map[string]digest.Digest{}, fresh: map[string]digest.Digest{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}}
 }
 
 // use chooses the directory of a repository.
@@ -166,81 +169,6 @@ func (s *state) locked(fn func() error) error {
 		return fmt.Errorf("local state: lock %s: %w", f.Name(), err)
 	}
 	return fn()
-}
-
-// loadMarks reads the marks; the caller holds the lock.
-func (s *state) loadMarks() (map[string]dr.Number, error) {
-	if s.dir == "" {
-		return s.mem, nil
-	}
-	name := filepath.Join(s.dir, "marks.json")
-	b, err := os.ReadFile(name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return map[string]dr.Number{}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("local state: %w", err)
-	}
-	m := map[string]dr.Number{}
-	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("local state: %s is damaged (%w); delete it to trust what the repository shows now", name, err)
-	}
-	return m, nil
-}
-
-// mark returns the highest number ever seen under a tag prefix, 0 for none.
-func (s *state) mark(prefix string) (n dr.Number, err error) {
-	err = s.locked(func() error {
-		m, err := s.loadMarks()
-		n = m[prefix]
-		return err
-	})
-	return n, err
-}
-
-// raise remembers that numbers were seen under tag prefixes.
-func (s *state) raise(seen map[string]dr.Number) error {
-	return s.locked(func() error {
-		m, err := s.loadMarks()
-		if err != nil {
-			return err
-		}
-		changed := false
-		for prefix, n := range seen {
-			if n > m[prefix] {
-				m[prefix], changed = n, true
-			}
-		}
-		if !changed || s.dir == "" {
-			return nil
-		}
-		b, err := json.Marshal(m)
-		if err != nil {
-			return fmt.Errorf("local state: %w", err)
-		}
-		return writeFile(filepath.Join(s.dir, "marks.json"), b)
-	})
-}
-
-// allMarks returns a copy of all marks.
-func (s *state) allMarks() (all map[string]dr.Number, err error) {
-	err = s.locked(func() error {
-		m, err := s.loadMarks()
-		all = maps.Clone(m)
-		return err
-	})
-	return all, err
-}
-
-// resetMarks forgets all marks.
-func (s *state) resetMarks() error {
-	return s.locked(func() error {
-		clear(s.mem)
-		if s.dir == "" {
-			return nil
-		}
-		return writeFile(filepath.Join(s.dir, "marks.json"), []byte("{}"))
-	})
 }
 
 // addPending notes a pack manifest of one's own that no snapshot of the system

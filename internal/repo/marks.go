@@ -1,0 +1,274 @@
+package repo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"lifeboat/internal/dr"
+)
+
+// marks are what a host remembers of the newest state of a repository that it
+// has seen, so that it notices when it is shown an older one or another
+// (docs/threat-model.md).
+type marks struct {
+	// Numbers are the highest verified ones, by tag prefix ("e.shop.").
+	Numbers map[string]dr.Number `json:"numbers"`
+	// Seen are the manifests that verified under the newest tags of each prefix.
+	Seen map[string]digest.Digest `json:"seen"`
+}
+
+func newMarks() marks {
+	return marks{Numbers: map[string]dr.Number{}, Seen: map[string]digest.Digest{}}
+}
+
+// seenPerPrefix is how many of the newest tags of one class and system are
+// remembered with what they name.
+const seenPerPrefix = 64
+
+// maxFresh is at how many tags of one process the older ones are forgotten.
+const maxFresh = 4096
+
+// loadMarks reads the marks; the caller holds the lock.
+func (s *state) loadMarks() (marks, error) {
+	if s.dir == "" {
+		return s.mem, nil
+	}
+	name := filepath.Join(s.dir, "marks.json")
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newMarks(), nil
+	}
+	if err != nil {
+		return newMarks(), fmt.Errorf("local state: %w", err)
+	}
+	m := newMarks()
+	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil {
+		return newMarks(), fmt.Errorf("local state: %s is damaged; compare with another host what the repository's newest snapshots are, then delete it to trust what the repository shows now", name)
+	}
+	return m, nil
+}
+
+// recall loads what was seen before this process began.
+func (s *state) recall() error {
+	return s.locked(func() error {
+		m, err := s.loadMarks()
+		if err == nil && s.dir != "" {
+			s.firm = m.Seen
+		}
+		return err
+	})
+}
+
+// mark returns the highest number ever seen under a tag prefix, 0 for none.
+func (s *state) mark(prefix string) (n dr.Number, err error) {
+	err = s.locked(func() error {
+		m, err := s.loadMarks()
+		n = m.Numbers[prefix]
+		return err
+	})
+	return n, err
+}
+
+// raise remembers that numbers were seen under tag prefixes, and what verified
+// under which tag since the last time.
+func (s *state) raise(numbers map[string]dr.Number) error {
+	return s.locked(func() error {
+		m, err := s.loadMarks()
+		if err != nil {
+			return err
+		}
+		changed := false
+		for prefix, n := range numbers {
+			if n > m.Numbers[prefix] {
+				m.Numbers[prefix], changed = n, true
+			}
+		}
+		if !changed {
+			return nil
+		}
+		maps.Copy(m.Seen, s.fresh)
+		m.forgetOld()
+		if s.dir == "" {
+			return nil
+		}
+		b, err := json.Marshal(m)
+		if err != nil {
+			return fmt.Errorf("local state: %w", err)
+		}
+		return writeFile(filepath.Join(s.dir, "marks.json"), b)
+	})
+}
+
+// forgetOld keeps the newest tags of each prefix.
+func (m marks) forgetOld() {
+	byPrefix := map[string][]Tag{}
+	for name := range m.Seen {
+		t, err := ParseTag(name)
+		if err != nil {
+			delete(m.Seen, name)
+			continue
+		}
+		byPrefix[t.prefix()] = append(byPrefix[t.prefix()], t)
+	}
+	for _, tags := range byPrefix {
+		slices.SortFunc(tags, compareTags)
+		for _, t := range tags[:max(0, len(tags)-seenPerPrefix)] {
+			delete(m.Seen, t.String())
+		}
+	}
+}
+
+// allMarks returns a copy of all numbers.
+func (s *state) allMarks() (all map[string]dr.Number, err error) {
+	err = s.locked(func() error {
+		m, err := s.loadMarks()
+		all = maps.Clone(m.Numbers)
+		return err
+	})
+	return all, err
+}
+
+// resetMarks forgets all marks.
+func (s *state) resetMarks() error {
+	return s.locked(func() error {
+		s.mem = newMarks()
+		clear(s.firm)
+		clear(s.fresh)
+		if s.dir == "" {
+			return nil
+		}
+		return writeFile(filepath.Join(s.dir, "marks.json"), []byte(`{"numbers":{},"seen":{}}`))
+	})
+}
+
+// witness notes what verified under a tag and returns what was seen there
+// before, "" for the same or nothing. firm says that an earlier process saw it:
+// then it was no race that was being decided.
+func (s *state) witness(t Tag, d digest.Digest) (before digest.Digest, firm bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := t.String()
+	if was, ok := s.firm[name]; ok && was != d {
+		return was, true
+	}
+	was := s.fresh[name]
+	s.fresh[name] = d
+	if len(s.fresh) > max(maxFresh, 2*s.kept) { // thousands of snapshots: the newest are those that count
+		marks{Seen: s.fresh}.forgetOld()
+		s.kept = len(s.fresh)
+	}
+	if was == "" || was == d {
+		return "", false
+	}
+	return was, false
+}
+
+// seenUnder returns the tags of a prefix that this host has seen to verify.
+func (s *state) seenUnder(prefix string) (tags []Tag) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range []map[string]digest.Digest{s.firm, s.fresh} {
+		for name := range m {
+			if t, err := ParseTag(name); err == nil && t.prefix() == prefix {
+				tags = append(tags, t)
+			}
+		}
+	}
+	slices.SortFunc(tags, compareTags)
+	return slices.Compact(tags)
+}
+
+// acceptOlder ends each error that a host's memory causes.
+const acceptOlder = "if the registry was restored from a backup of its own and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them"
+
+// checkMark compares the newest numbers under a prefix with the mark and raises
+// the mark. valid is the highest that counts; shown the highest that somebody who
+// was enrolled once has signed: what a host wrote that was revoked since shows
+// that the registry was not set back, and raises nothing. The error wraps
+// dr.ErrTampered.
+func (r *Repo) checkMark(prefix string, valid, shown dr.Number) error {
+	mark, err := r.state.mark(prefix)
+	if err != nil {
+		return err
+	}
+	if newest := max(valid, shown); newest < mark {
+		return tampered("the registry shows an older state of the repository: the newest valid record under %s* is number %d, this host has seen number %d; %s", prefix, newest, mark, acceptOlder)
+	}
+	if valid > mark {
+		return r.state.raise(map[string]dr.Number{prefix: valid})
+	}
+	return nil
+}
+
+// checkShown looks whether a listing still has every tag of a class whose tags
+// are never deleted that this host has seen to verify. The error wraps
+// dr.ErrTampered.
+func (r *Repo) checkShown(prefix string, names []string) error {
+	for _, t := range r.state.seenUnder(prefix) {
+		if !slices.Contains(names, t.String()) {
+			return tampered("the registry shows an older state of the repository, or leaves something out: %s is not listed, and this host has seen it; %s", t, acceptOlder)
+		}
+	}
+	return nil
+}
+
+// witness compares what verified under a tag with what this host has seen there
+// before: no tag ever moves (invariant 11). Two records can verify under one
+// tag where a registry shows different hosts different states, or let two
+// writers win. What changes while this process runs is told and goes on, for
+// it may be such a race that is being decided (docs/adr/0001); what an earlier
+// process saw is an error that wraps dr.ErrTampered.
+func (r *Repo) witness(t Tag, d digest.Digest) error {
+	before, firm := r.state.witness(t, d)
+	if before == "" {
+		return nil
+	}
+	if firm {
+		return tampered("tag %s names %s, and this host has seen %s there: the tag was moved, or the registry shows different hosts different states; %s", t, d, before, acceptOlder)
+	}
+	r.notice(fmt.Sprintf("tag %s named %s a moment ago and names %s now: two writers used one number, or the registry shows different hosts different states; look at who writes", t, before, d))
+	return nil
+}
+
+// trustKit remembers the numbers of a recovery kit.
+func (r *Repo) trustKit() error {
+	out := map[string]dr.Number{}
+	for prefix, n := range r.opts.Marks {
+		if t, err := ParseTag(prefix + "1"); err != nil || !strings.HasSuffix(prefix, ".") || t.prefix() != prefix {
+			return fmt.Errorf("the recovery kit speaks of numbers under %q, which is no class of tags: %w", prefix, dr.ErrUsage)
+		}
+		out[prefix] = n
+	}
+	return r.state.raise(out)
+}
+
+// checkMarks looks whether the records of any system show less than this host
+// has seen.
+func (r *Repo) checkMarks(ctx context.Context, f *findings) error {
+	marks, err := r.state.allMarks()
+	if err != nil {
+		return err
+	}
+	for _, prefix := range slices.Sorted(maps.Keys(marks)) {
+		t, err := ParseTag(prefix + "1")
+		if err != nil || (t.Class != ClassEpoch && t.Class != ClassSwitch) {
+			continue
+		}
+		if _, err := r.ListRecords(ctx, prefix); errors.Is(err, dr.ErrTampered) {
+			f.add(Problem{Tag: prefix + "*", Err: err})
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
