@@ -40,7 +40,7 @@ var floors = map[string]int{
 	// Support of tests may reach for what it tests.
 	"internal/registry/registrytest": 10,
 	// Tests and tools.
-	"internal/archtest": 11,
+	"internal/archtest": 11, "internal/modeltest": 12,
 }
 
 // reserved says who alone may import something, and why.
