@@ -176,7 +176,7 @@ func (a *app) bundle(ctx context.Context, w *world) (bundleText, error) {
 			identity += x.String() + "\n"
 		}
 	}
-	k, err := makeKit(ctx, w.repo, w.src.url, w.src.registry, identity)
+	k, err := makeKit(ctx, w.repo, w.src, identity)
 	if err != nil {
 		return bundleText{}, err
 	}

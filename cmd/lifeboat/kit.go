@@ -16,7 +16,6 @@ import (
 	"lifeboat/internal/kit"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/seal"
-	"lifeboat/internal/store/ocistore"
 	"lifeboat/internal/ui"
 )
 
@@ -86,7 +85,7 @@ func (a *app) newKit(ctx context.Context, w *world, path string) (name string, e
 
 // putKit writes a recovery kit with an identity that is a recipient already.
 func (a *app) putKit(ctx context.Context, w *world, path, identity string) error {
-	k, err := makeKit(ctx, w.repo, w.src.url, w.src.registry, identity)
+	k, err := makeKit(ctx, w.repo, w.src, identity)
 	if err != nil {
 		return err
 	}
@@ -124,27 +123,21 @@ func kitNote(w *world) string {
 }
 
 // makeKit gathers the content of a recovery kit.
-func makeKit(ctx context.Context, r *repo.Repo, raw string, reg ocistore.Options, identity string) (kit.Kit, error) {
+func makeKit(ctx context.Context, r *repo.Repo, src source, identity string) (kit.Kit, error) {
+	own, err := kitMirror(ctx, address{src.url, src.registry})
+	if err != nil {
+		return kit.Kit{}, err
+	}
 	k := kit.Kit{
-		Created: time.Now().UTC().Truncate(time.Second), Repo: location(raw), Repository: r.ID(), Fingerprint: r.Fingerprint().String(),
-		Username: reg.Username, Password: reg.Password, TLSFingerprint: reg.Fingerprint, Identity: identity,
+		Created: time.Now().UTC().Truncate(time.Second), Repo: own.Repo, Repository: r.ID(), Fingerprint: r.Fingerprint().String(),
+		Username: own.Username, Password: own.Password, TLSFingerprint: own.TLSFingerprint, TLSCA: own.TLSCA, Identity: identity,
 		HighWater: map[string]uint64{}, Generations: map[uint32]string{},
 	}
 	for g, w := range r.Witnesses() {
 		k.Generations[uint32(g)] = w
 	}
-	if k.Username == "" {
-		var err error
-		if k.Username, k.Password, err = ocistore.StoredCredential(ctx, raw); err != nil {
-			return k, fmt.Errorf("registry login for the recovery kit: %w", err)
-		}
-	}
-	if reg.CAFile != "" && reg.Fingerprint == "" {
-		pem, err := os.ReadFile(reg.CAFile)
-		if err != nil {
-			return k, fmt.Errorf("certificate for the recovery kit: %w", err)
-		}
-		k.TLSCA = string(pem)
+	if k.Mirrors, err = kitMirrors(ctx, src.mirrors); err != nil {
+		return k, err
 	}
 	marks, err := r.Marks()
 	if err != nil {

@@ -96,6 +96,9 @@ func (a *app) explainRegistry(src source, state string, err error) error {
 		next = []string{"make room at the registry, then " + again}
 	case errors.Is(err, store.ErrUnreachable):
 		next = []string{"check the address (" + location(src.url) + "), the way there, and that the registry at " + host + " runs; then " + again}
+		if hint := mirrorHint(src); hint != "" {
+			next = append(next, hint)
+		}
 	default:
 		return err
 	}

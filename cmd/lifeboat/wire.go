@@ -25,7 +25,6 @@ import (
 	"lifeboat/internal/seal"
 	"lifeboat/internal/site"
 	"lifeboat/internal/store"
-	"lifeboat/internal/store/limit"
 	"lifeboat/internal/store/ocistore"
 	"lifeboat/internal/ui"
 )
@@ -37,8 +36,10 @@ const claimSettle = 3 * time.Second
 // source says where the repository is and what opens it: the settings, or a
 // recovery kit.
 type source struct {
-	url        string
-	registry   ocistore.Options
+	url      string
+	registry ocistore.Options
+	// mirrors hold exact copies of the repository.
+	mirrors    []address
 	identities []age.Identity
 	passphrase func() (string, error)
 	expect     *repo.Expected
@@ -151,26 +152,6 @@ func location(raw string) string {
 	return u.String()
 }
 
-func (a *app) openStore(ctx context.Context, w *world) error {
-	o := w.src.registry
-	o.Insecure, o.Meter, o.Logger = a.flags.insecure, w.meter, a.Log()
-	st, err := ocistore.Open(ctx, w.src.url, o)
-	if err != nil {
-		return err
-	}
-	if l := w.src.limits; l.Upload > 0 || l.Download > 0 {
-		rate := max(l.Upload, l.Download)
-		if l.Upload > 0 && l.Download > 0 {
-			rate = min(l.Upload, l.Download)
-		}
-		if st, err = limit.New(st, limit.Options{BytesPerSecond: rate}); err != nil {
-			return err
-		}
-	}
-	w.store, a.lastSource = st, w.src
-	return nil
-}
-
 func (a *app) openEngine(ctx context.Context, w *world) error {
 	set, err := a.Settings()
 	if err != nil {
@@ -213,10 +194,12 @@ func (a *app) source() (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	src := source{url: raw, limits: cfg.Limits, stateDir: set.StateDir.Value}
-	if src.registry, err = registryOptions(cfg, raw); err != nil {
+	src := source{limits: cfg.Limits, stateDir: set.StateDir.Value}
+	first, rest, err := a.configAddresses(cfg, raw)
+	if err != nil {
 		return source{}, err
 	}
+	src.url, src.registry, src.mirrors = first.url, first.registry, rest
 	if src.identities, err = a.identities(set); err != nil {
 		return source{}, err
 	}
@@ -232,8 +215,12 @@ func registryOptions(cfg *config.Config, raw string) (ocistore.Options, error) {
 	if cfg.Repo != "" && hostOf(cfg.Repo) != hostOf(raw) {
 		r = config.Registry{}
 	}
-	o := ocistore.Options{CAFile: r.CAFile, Fingerprint: r.Fingerprint, Username: r.Username}
-	var err error
+	return optionsOf(cfg, r)
+}
+
+// optionsOf are those of one registry of the configuration.
+func optionsOf(cfg *config.Config, r config.Registry) (o ocistore.Options, err error) {
+	o = ocistore.Options{CAFile: r.CAFile, Fingerprint: r.Fingerprint, Username: r.Username, StallTimeout: r.StallTimeout}
 	if r.PasswordFile != "" {
 		o.Password, err = readPassword("registry password (registry.password_file in "+cfg.Path+")", r.PasswordFile)
 	}
@@ -373,18 +360,16 @@ func (a *app) kitSource(k kit.Kit) (source, error) {
 	if err != nil {
 		return source{}, err
 	}
-	src := source{url: k.Repo, stateDir: set.StateDir.Value, marks: map[string]dr.Number{}}
-	src.registry = ocistore.Options{Fingerprint: k.TLSFingerprint, Username: k.Username, Password: k.Password}
-	if k.TLSCA != "" {
-		path := filepath.Join(src.stateDir, "kit-ca.pem")
-		if err := os.MkdirAll(src.stateDir, 0o700); err != nil {
-			return source{}, fmt.Errorf("state directory: %w", err)
-		}
-		if err := os.WriteFile(path, []byte(k.TLSCA), 0o600); err != nil {
-			return source{}, fmt.Errorf("certificate of the kit: %w", err)
-		}
-		src.registry.CAFile = path
+	src := source{stateDir: set.StateDir.Value, marks: map[string]dr.Number{}}
+	all, err := kitAddresses(k, src.stateDir)
+	if err != nil {
+		return source{}, err
 	}
+	first, rest, ok := pick(all, a.flags.repo)
+	if !ok {
+		first, rest = all[0], all[1:]
+	}
+	src.url, src.registry, src.mirrors = first.url, first.registry, rest
 	if k.Identity != "" {
 		if src.identities, err = age.ParseIdentities(strings.NewReader(k.Identity)); err != nil {
 			return source{}, fmt.Errorf("recovery kit: its identity is damaged: %w", dr.ErrUsage)

@@ -41,7 +41,12 @@ const (
 	MaxFreezeMax    = time.Hour // the degraded mode reads all data while the system is paused
 	MinSecureBuffer = 1 << 20
 	MaxSecureBuffer = 16 << 30
+	MinStallTimeout = time.Second
+	MaxStallTimeout = time.Hour
 )
+
+// maxMirrors bounds how many registries are asked for what the first lacks.
+const maxMirrors = 8
 
 // maxFile bounds the configuration file, in bytes.
 const maxFile = 1 << 20
@@ -57,7 +62,10 @@ type Config struct {
 	StateDir string
 	KeyFile  string
 	Registry Registry
-	Engine   Engine
+	// Mirrors hold exact copies of the repository, in the order in which they are
+	// asked for what its own registry cannot give.
+	Mirrors []Mirror
+	Engine  Engine
 	// Sites tells how the engines of other sites are reached.
 	Sites     map[dr.Site]Site
 	FreezeMax time.Duration
@@ -77,6 +85,15 @@ type Registry struct {
 	Fingerprint  string // "sha256:" and 64 hexadecimal digits
 	Username     string
 	PasswordFile string
+	// StallTimeout is how long no byte may move before a transfer is given up and
+	// tried again; 0 where the file does not say.
+	StallTimeout time.Duration
+}
+
+// Mirror is a registry with an exact copy of the repository.
+type Mirror struct {
+	Repo     string
+	Registry Registry
 }
 
 // Engine is this site's container engine.

@@ -31,6 +31,12 @@ registry:
   fingerprint: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
   username: backup
   password_file: /etc/lifeboat/pw
+  stall_timeout: 90s
+mirrors:
+  - repo: oci://second.example.com/dr
+    username: backup
+    password_file: pw2
+  - {repo: "oci+http://127.0.0.1:5000/dr", stall_timeout: 5s}
 engine: {host: "unix:///run/docker.sock"}
 sites:
   cloud: {engine: ssh://root@standby.example.org:2222}
@@ -78,7 +84,11 @@ func TestParse(t *testing.T) {
 		Path: "/etc/lifeboat/lifeboat.yaml", Repo: "oci://registry.example.org:5000/team/dr", Site: "main", StateDir: "/srv/lifeboat", KeyFile: "/etc/lifeboat/secrets/key.txt",
 		Registry: config.Registry{
 			CAFile: "/etc/lifeboat/ca.pem", Fingerprint: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
-			Username: "backup", PasswordFile: "/etc/lifeboat/pw",
+			Username: "backup", PasswordFile: "/etc/lifeboat/pw", StallTimeout: 90 * time.Second,
+		},
+		Mirrors: []config.Mirror{
+			{Repo: "oci://second.example.com/dr", Registry: config.Registry{Username: "backup", PasswordFile: "/etc/lifeboat/pw2"}},
+			{Repo: "oci+http://127.0.0.1:5000/dr", Registry: config.Registry{StallTimeout: 5 * time.Second}},
 		},
 		Engine: config.Engine{Host: "unix:///run/docker.sock"}, Sites: map[dr.Site]config.Site{"cloud": {Engine: "ssh://root@standby.example.org:2222"}},
 		FreezeMax: 800 * time.Millisecond, SecureBuffer: 128 << 20, Limits: config.Limits{Upload: 10_000_000},
@@ -152,6 +162,11 @@ systems:
 key_file: ~/key
 state_dir:
 engine: unix:///x
+mirrors:
+  - {repo: "oci://b.example.org/dr", fingerprint: sha1}
+  - {repo: "oci://b.example.org/dr", stall_timeout: 1ms}
+  - {username: x}
+  - oci://c.example.org/dr
 `
 	_, err := config.Parse("/etc/lifeboat/lifeboat.yaml", []byte(text))
 	var p *config.Problems
@@ -168,7 +183,7 @@ engine: unix:///x
 		`sites.b.engine: line 4: engine: the scheme is "http"; want unix:///run/docker.sock, ssh://user@host or tcp://host:port`,
 		`sites.c: line 5: there is no engine; a site needs one, such as ssh://root@host or unix:///run/docker.sock`,
 		`sites.d: line 6: is a list; want keys and values`,
-		`stie: line 7: unknown key (did you mean "site"?); known are engine, freeze_max, keep, key_file, limits, registry, repo, secure_buffer, site, sites, state_dir, systems`,
+		`stie: line 7: unknown key (did you mean "site"?); known are engine, freeze_max, keep, key_file, limits, mirrors, registry, repo, secure_buffer, site, sites, state_dir, systems`,
 		`site: line 8: 2026-01-01 is a date; want text, so put it in quotes`,
 		`freeze_max: line 9: "5" is not a duration such as 300ms, 5s or 2m`,
 		`secure_buffer: line 10: 1KiB is out of bounds: from 1MiB to 16GiB`,
@@ -200,6 +215,12 @@ engine: unix:///x
 		`key_file: line 35: "~/key": ~ is not expanded here; write the path out`,
 		`state_dir: line 36: has no value`,
 		`engine: line 37: is text; want keys and values`,
+		`mirrors[0].fingerprint: line 39: "sha1" is not a fingerprint`,
+		`mirrors[1].stall_timeout: line 40: 1ms is out of bounds: from 1s to 1h0m0s`,
+		`mirrors[1]: line 40: oci://b.example.org/dr is in the list already`,
+		`mirrors[2].username: line 41: there is no password_file beside it`,
+		`mirrors[2]: line 41: there is no repo; say where the copy is`,
+		`mirrors[3]: line 42: is text; want keys and values`,
 	}
 	for i := range max(len(want), len(got)) {
 		switch {

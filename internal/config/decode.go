@@ -101,9 +101,10 @@ func (d *decoder) file(c *Config, root *yaml.Node) {
 		"state_dir":     func(p string, n *yaml.Node) { d.path(&c.StateDir, p, n) },
 		"key_file":      func(p string, n *yaml.Node) { d.path(&c.KeyFile, p, n) },
 		"registry":      func(p string, n *yaml.Node) { d.registry(&c.Registry, p, n) },
+		"mirrors":       func(p string, n *yaml.Node) { d.mirrors(c, p, n) },
 		"engine":        func(p string, n *yaml.Node) { d.fields(p, n, map[string]field{"host": d.engine(&c.Engine.Host)}) },
 		"sites":         func(p string, n *yaml.Node) { d.sites(c, p, n) },
-		"freeze_max":    func(p string, n *yaml.Node) { d.freezeMax(&c.FreezeMax, p, n) },
+		"freeze_max":    func(p string, n *yaml.Node) { d.duration(&c.FreezeMax, p, n, MinFreezeMax, MaxFreezeMax) },
 		"secure_buffer": func(p string, n *yaml.Node) { d.secureBuffer(&c.SecureBuffer, p, n) },
 		"limits": func(p string, n *yaml.Node) {
 			d.fields(p, n, map[string]field{
@@ -117,9 +118,16 @@ func (d *decoder) file(c *Config, root *yaml.Node) {
 }
 
 func (d *decoder) registry(r *Registry, path string, n *yaml.Node) {
+	keys, check := d.registryKeys(r, path, n)
+	d.fields(path, n, keys)
+	check()
+}
+
+// registryKeys are those of a registry, and what is looked at after them.
+func (d *decoder) registryKeys(r *Registry, path string, n *yaml.Node) (keys map[string]field, check func()) {
 	fingerprint := regexp.MustCompile(`^sha256:[0-9a-fA-F]{64}$`)
 	var user *yaml.Node
-	d.fields(path, n, map[string]field{
+	keys = map[string]field{
 		"ca_file": func(p string, n *yaml.Node) { d.path(&r.CAFile, p, n) },
 		"fingerprint": func(p string, n *yaml.Node) {
 			d.checked(&r.Fingerprint, p, n, func(s string) error {
@@ -131,13 +139,36 @@ func (d *decoder) registry(r *Registry, path string, n *yaml.Node) {
 		},
 		"username":      func(p string, n *yaml.Node) { user = n; d.text(&r.Username, p, n) },
 		"password_file": func(p string, n *yaml.Node) { d.path(&r.PasswordFile, p, n) },
-	})
-	switch {
-	case r.Username != "" && r.PasswordFile == "":
-		d.fail(joinPath(path, "username"), user, "there is no password_file beside it; without both, credentials come from Docker's store")
-	case r.Username == "" && r.PasswordFile != "":
-		d.fail(joinPath(path, "password_file"), n, "there is no username beside it")
+		"stall_timeout": func(p string, n *yaml.Node) { d.duration(&r.StallTimeout, p, n, MinStallTimeout, MaxStallTimeout) },
 	}
+	return keys, func() {
+		switch {
+		case r.Username != "" && r.PasswordFile == "":
+			d.fail(joinPath(path, "username"), user, "there is no password_file beside it; without both, credentials come from Docker's store")
+		case r.Username == "" && r.PasswordFile != "":
+			d.fail(joinPath(path, "password_file"), n, "there is no username beside it")
+		}
+	}
+}
+
+// mirrors reads the registries that hold exact copies.
+func (d *decoder) mirrors(c *Config, path string, n *yaml.Node) {
+	d.list(path, n, func(p string, n *yaml.Node) {
+		var m Mirror
+		keys, check := d.registryKeys(&m.Registry, p, n)
+		keys["repo"] = func(p string, n *yaml.Node) { d.checked(&m.Repo, p, n, CheckRepo) }
+		d.fields(p, n, keys)
+		check()
+		switch {
+		case m.Repo == "" && n.Kind == yaml.MappingNode && !has(n, "repo"):
+			d.fail(p, n, "there is no repo; say where the copy is, such as oci://registry.example.com/dr")
+		case m.Repo != "" && slices.ContainsFunc(c.Mirrors, func(o Mirror) bool { return o.Repo == m.Repo }):
+			d.fail(p, n, "%s is in the list already", m.Repo)
+		case len(c.Mirrors) == maxMirrors:
+			d.fail(p, n, "more than %d mirrors", maxMirrors)
+		}
+		c.Mirrors = append(c.Mirrors, m)
+	})
 }
 
 func (d *decoder) sites(c *Config, path string, n *yaml.Node) {
@@ -444,13 +475,13 @@ func (d *decoder) engine(target *string) field {
 	return func(path string, n *yaml.Node) { d.checked(target, path, n, CheckEngine) }
 }
 
-func (d *decoder) freezeMax(target *time.Duration, path string, n *yaml.Node) {
+func (d *decoder) duration(target *time.Duration, path string, n *yaml.Node, least, most time.Duration) {
 	var v time.Duration
 	if !parsed(d, &v, path, n, quantity.ParseDuration) {
 		return
 	}
-	if v < MinFreezeMax || v > MaxFreezeMax {
-		d.fail(path, n, "%s is out of bounds: from %s to %s", v, MinFreezeMax, MaxFreezeMax)
+	if v < least || v > most {
+		d.fail(path, n, "%s is out of bounds: from %s to %s", v, least, most)
 		return
 	}
 	*target = v

@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,9 @@ type Kit struct {
 	// HighWater holds, per tag class, the highest number seen when the kit was
 	// made: a repository that shows less has been set back (docs/threat-model.md).
 	HighWater map[string]uint64 `yaml:"high_water,omitempty"`
+	// Mirrors are registries with exact copies of the repository, in the order in
+	// which they are asked for what Repo cannot give.
+	Mirrors []Mirror `yaml:"mirrors,omitempty"`
 
 	// Generations are witnesses of the data keys that there were when the kit was
 	// made: who was removed from the repository before knows none of the newer.
@@ -50,6 +54,19 @@ type Kit struct {
 
 	RepositoryHex string `yaml:"repository"`
 }
+
+// Mirror is a registry with an exact copy of the repository; its fields are as
+// those of Kit.
+type Mirror struct {
+	Repo           string `yaml:"repo"`
+	Username       string `yaml:"registry_username,omitempty"`
+	Password       string `yaml:"registry_password,omitempty"`
+	TLSFingerprint string `yaml:"tls_fingerprint,omitempty"`
+	TLSCA          string `yaml:"tls_ca,omitempty"`
+}
+
+// maxMirrors bounds how many mirrors a kit names.
+const maxMirrors = 16
 
 const preface = `# LIFEBOAT RECOVERY KIT - keep it secret, keep it away from the host it protects.
 #
@@ -104,6 +121,10 @@ func Parse(r io.Reader) (Kit, error) {
 		return Kit{}, fmt.Errorf("recovery kit names no repository (repo): %w", dr.ErrUsage)
 	case k.Fingerprint == "":
 		return Kit{}, fmt.Errorf("recovery kit has no fingerprint: %w", dr.ErrUsage)
+	case len(k.Mirrors) > maxMirrors:
+		return Kit{}, fmt.Errorf("recovery kit names %d mirrors, at most %d: %w", len(k.Mirrors), maxMirrors, dr.ErrUsage)
+	case slices.ContainsFunc(k.Mirrors, func(m Mirror) bool { return m.Repo == "" }):
+		return Kit{}, fmt.Errorf("recovery kit has a mirror without an address (repo): %w", dr.ErrUsage)
 	}
 	if err := k.Repository.UnmarshalText([]byte(k.RepositoryHex)); err != nil {
 		return Kit{}, fmt.Errorf("recovery kit, repository: %w: %w", err, dr.ErrUsage)

@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/pack"
 	"lifeboat/internal/repo/idxcache"
+	"lifeboat/internal/store"
 )
 
 const (
@@ -129,17 +131,20 @@ func (rd *Reader) spans(ixs []*index, list []wanted) func(yield func([]wanted) b
 func (rd *Reader) fetchSpan(ctx context.Context, ixs []*index, span []wanted, refs []dr.UnitRef, fn func(int, []byte) error) error {
 	done := 0
 	var own *callerError
-	err := rd.readSpan(ctx, ixs[span[0].ix], span, func(w wanted, body []byte) error {
-		data, err := rd.repo.cutUnit(ixs[w.ix], body, w.loc, refs[w.i])
-		if err != nil {
-			return err
-		}
-		if err := fn(w.i, data); err != nil {
-			return &callerError{err}
-		}
-		done++
-		return nil
-	})
+	var err error
+	for again := true; again; {
+		again, err = rd.readSpan(ctx, ixs[span[0].ix], span[done:], func(w wanted, body []byte) error {
+			data, err := rd.repo.cutUnit(ixs[w.ix], body, w.loc, refs[w.i])
+			if err != nil {
+				return err
+			}
+			if err := fn(w.i, data); err != nil {
+				return &callerError{err}
+			}
+			done++
+			return nil
+		})
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -171,28 +176,42 @@ func (rd *Reader) fetchOne(ctx context.Context, ref dr.UnitRef, i int, fn func(i
 }
 
 // readSpan calls use for each unit of a span with the opened group that has it.
-func (rd *Reader) readSpan(ctx context.Context, ix *index, span []wanted, use func(wanted, []byte) error) (err error) {
+// again says that it failed and that asking for the rest gives another copy.
+func (rd *Reader) readSpan(ctx context.Context, ix *index, span []wanted, use func(wanted, []byte) error) (again bool, err error) {
+	first, err := ix.Group(span[0].loc.Group)
+	if err != nil {
+		return false, err
+	}
+	last, err := ix.Group(span[len(span)-1].loc.Group)
+	if err != nil {
+		return false, err
+	}
+	p, err := ix.Pack(first.Pack)
+	if err != nil {
+		return false, err
+	}
+	o, err := rd.repo.opener(ctx, p.Header)
+	if err != nil {
+		return false, err
+	}
+	src, err := rd.repo.st.GetBlob(ctx, digestOf(p.Digest), p.Size, int64(first.Offset), int64(last.Offset)+int64(last.Sealed)-int64(first.Offset))
+	if err != nil {
+		return false, fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
+	}
+	err = rd.openSpan(src, ix, p, o, span, use)
+	var own *callerError
+	if errors.Is(err, dr.ErrTampered) && !errors.As(err, &own) && ctx.Err() == nil {
+		again = store.Doubt(src)
+	}
+	return again, errors.Join(err, src.Close())
+}
+
+// openSpan opens the groups of a span, which begin where src does.
+func (rd *Reader) openSpan(src io.ReadCloser, ix *index, p idxcache.Pack, o *pack.Opener, span []wanted, use func(wanted, []byte) error) error {
 	first, err := ix.Group(span[0].loc.Group)
 	if err != nil {
 		return err
 	}
-	last, err := ix.Group(span[len(span)-1].loc.Group)
-	if err != nil {
-		return err
-	}
-	p, err := ix.Pack(first.Pack)
-	if err != nil {
-		return err
-	}
-	o, err := rd.repo.opener(ctx, p.Header)
-	if err != nil {
-		return err
-	}
-	src, err := rd.repo.st.GetBlob(ctx, digestOf(p.Digest), p.Size, int64(first.Offset), int64(last.Offset)+int64(last.Sealed)-int64(first.Offset))
-	if err != nil {
-		return fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
-	}
-	defer func() { err = errors.Join(err, src.Close()) }()
 	var sealed []byte
 	at := first.Offset
 	for len(span) > 0 {
@@ -214,7 +233,9 @@ func (rd *Reader) readSpan(ctx context.Context, ix *index, span []wanted, use fu
 		if err != nil {
 			return fmt.Errorf("pack %s of manifest %s: %w", digestOf(p.Digest), ix.need.Digest, err)
 		}
-		rd.note(groupKey{ix, group}, g, body)
+		if !store.Elsewhere(src) {
+			rd.note(groupKey{ix, group}, g, body)
+		}
 		for len(span) > 0 && span[0].loc.Group == group {
 			if err := use(span[0], body); err != nil {
 				return err

@@ -65,39 +65,46 @@ func (r *Repo) opener(ctx context.Context, h pack.Header) (*pack.Opener, error) 
 }
 
 // readGroup fetches one group and opens it. The body is authentic, its units
-// are not yet compared with their ids.
-func (r *Repo) readGroup(ctx context.Context, ix *index, group uint32) ([]byte, idxcache.Group, error) {
-	g, err := ix.Group(group)
-	if err != nil {
-		return nil, g, err
+// are not yet compared with their ids. elsewhere reports that it came from
+// another registry than the primary.
+func (r *Repo) readGroup(ctx context.Context, ix *index, group uint32) (body []byte, g idxcache.Group, elsewhere bool, err error) {
+	if g, err = ix.Group(group); err != nil {
+		return nil, g, false, err
 	}
 	p, err := ix.Pack(g.Pack)
 	if err != nil {
-		return nil, g, err
-	}
-	src, err := r.st.GetBlob(ctx, digestOf(p.Digest), p.Size, int64(g.Offset), int64(g.Sealed))
-	if err != nil {
-		return nil, g, fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
-	}
-	sealed := make([]byte, g.Sealed)
-	_, err = io.ReadFull(src, sealed)
-	if err = errors.Join(err, src.Close()); err != nil {
-		return nil, g, fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
+		return nil, g, false, err
 	}
 	o, err := r.opener(ctx, p.Header)
 	if err != nil {
-		return nil, g, err
+		return nil, g, false, err
 	}
-	body, err := o.Open(nil, int(g.Number), sealed, int(g.Plain))
+	elsewhere, err = r.readBlob(ctx, blob{digestOf(p.Digest), p.Size}, int64(g.Offset), int64(g.Sealed), func(src io.Reader) (err error) {
+		sealed := make([]byte, g.Sealed)
+		if _, err := io.ReadFull(src, sealed); err != nil {
+			return err
+		}
+		body, err = o.Open(nil, int(g.Number), sealed, int(g.Plain))
+		return err
+	})
 	if err != nil {
-		return nil, g, fmt.Errorf("pack %s of manifest %s: %w", digestOf(p.Digest), ix.need.Digest, err)
+		return nil, g, false, fmt.Errorf("pack %s of manifest %s: %w", digestOf(p.Digest), ix.need.Digest, err)
 	}
-	return body, g, nil
+	return body, g, elsewhere, nil
 }
 
 // proveGroup compares every unit of an opened group with its id and remembers a
 // foreign group that is what its index says. The error wraps dr.ErrTampered.
 func (r *Repo) proveGroup(ix *index, group uint32, g idxcache.Group, body []byte) error {
+	if err := r.compareGroup(ix, group, g, body); err != nil {
+		return err
+	}
+	ix.markRead(group)
+	return nil
+}
+
+// compareGroup is proveGroup without remembering.
+func (r *Repo) compareGroup(ix *index, group uint32, g idxcache.Group, body []byte) error {
 	units, err := ix.UnitsOf(g)
 	if err != nil {
 		return err
@@ -110,6 +117,5 @@ func (r *Repo) proveGroup(ix *index, group uint32, g idxcache.Group, body []byte
 		}
 		at = end
 	}
-	ix.markRead(group)
 	return nil
 }

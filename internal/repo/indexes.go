@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -232,27 +233,31 @@ func (x *indexes) fetch(ctx context.Context, n need) error {
 
 // fetchIndex reads the index of a pack manifest into its cache file.
 func (x *indexes) fetchIndex(ctx context.Context, pm *packManifest) error {
-	src, err := x.repo.st.GetBlob(ctx, pm.index.Digest, pm.index.Size, 0, -1)
+	_, err := x.repo.readBlob(ctx, pm.index, 0, -1, func(src io.Reader) error {
+		return x.build(pm, func(v pack.Visitor) (dr.HostID, error) { return x.visitIndex(ctx, src, v) })
+	})
 	if err != nil {
 		return fmt.Errorf("read index %s: %w", pm.index.Digest, err)
 	}
-	defer func() { _ = src.Close() }() // read only
-	return x.build(pm, func(v pack.Visitor) (dr.HostID, error) {
-		host, err := pack.ReadIndex(src, x.repo.keyring(), v)
-		if err != nil {
-			return host, fmt.Errorf("read index %s: %w", pm.index.Digest, err)
-		}
-		// A revoked host's packs may hold units that others rely upon, and each
-		// unit is compared with its id: enrolled once is enough to be read.
-		s, err := x.repo.hosts.lookup(ctx, host)
-		if err != nil {
-			return host, err
-		}
-		if s == nil {
-			return host, tampered("index %s is signed by host %s, which is not enrolled", pm.index.Digest, host.Short())
-		}
-		return host, nil
-	})
+	return nil
+}
+
+// visitIndex hands a stored index to a visitor and returns who signed it.
+func (x *indexes) visitIndex(ctx context.Context, src io.Reader, v pack.Visitor) (dr.HostID, error) {
+	host, err := pack.ReadIndex(src, x.repo.keyring(), v)
+	if err != nil {
+		return host, err
+	}
+	// A revoked host's packs may hold units that others rely upon, and each
+	// unit is compared with its id: enrolled once is enough to be read.
+	s, err := x.repo.hosts.lookup(ctx, host)
+	if err != nil {
+		return host, err
+	}
+	if s == nil {
+		return host, tampered("it is signed by host %s, which is not enrolled", host.Short())
+	}
+	return host, nil
 }
 
 // build writes a cache file from what read hands to its visitor.

@@ -441,6 +441,10 @@ func (s *keySearch) hasKeys(secret *seal.Secret, known map[seal.Generation]strin
 		if !ok && s.repo.opts.AcceptOlder {
 			continue
 		}
+		if !ok && store.Lagging(s.repo.st) {
+			s.repo.mirrorBehind(fmt.Sprintf("it lacks key generation %d", g))
+			continue
+		}
 		if !ok {
 			return tampered("it lacks key generation %d, which %s: %w", g, who, errLacksGeneration)
 		}

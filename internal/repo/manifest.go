@@ -210,7 +210,10 @@ func (w *Writer) readWhole(ctx context.Context, s *source) error {
 		if s.wasRead(g) {
 			continue
 		}
-		body, info, err := w.repo.readGroup(ctx, s.index, g)
+		body, info, elsewhere, err := w.repo.readGroup(ctx, s.index, g)
+		if err == nil && elsewhere {
+			err = errElsewhere
+		}
 		if err != nil {
 			return err
 		}
@@ -304,7 +307,7 @@ func visitCached(v pack.Visitor, ix *idxcache.Index, p idxcache.Pack) error {
 // pushes it again if it is not. gone is true when its packs are lost too.
 func (r *Repo) ensure(ctx context.Context, ix *index) (gone bool, err error) {
 	tag := ix.need.tag()
-	d, err := r.st.ResolveTag(ctx, tag)
+	d, err := r.primary().ResolveTag(ctx, tag)
 	switch {
 	case err == nil && d == ix.need.Digest:
 		return false, nil

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/store"
 )
 
 // marks are what a host remembers of the newest state of a repository that it
@@ -189,7 +190,7 @@ func (s *state) seenUnder(prefix string) (tags []Tag) {
 }
 
 // acceptOlder ends each error that a host's memory causes.
-const acceptOlder = "if the registry was restored from a backup of its own and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them"
+const acceptOlder = "if the registry was restored from a backup of its own, or is a mirror that was behind when the other was lost, and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them"
 
 // checkMark compares the newest numbers under a prefix with the mark and raises
 // the mark. valid is the highest that counts; shown the highest that somebody who
@@ -202,6 +203,10 @@ func (r *Repo) checkMark(prefix string, valid, shown dr.Number) error {
 		return err
 	}
 	if newest := max(valid, shown); newest < mark {
+		if store.Lagging(r.st) {
+			r.mirrorBehind(fmt.Sprintf("the newest record under %s* is number %d there, this host has seen number %d", prefix, newest, mark))
+			return nil
+		}
 		return tampered("the registry shows an older state of the repository: the newest valid record under %s* is number %d, this host has seen number %d; %s", prefix, newest, mark, acceptOlder)
 	}
 	if valid > mark {
@@ -215,6 +220,10 @@ func (r *Repo) checkMark(prefix string, valid, shown dr.Number) error {
 // dr.ErrTampered.
 func (r *Repo) checkShown(prefix string, names []string) error {
 	for _, t := range r.state.seenUnder(prefix) {
+		if !slices.Contains(names, t.String()) && store.Lagging(r.st) {
+			r.mirrorBehind(fmt.Sprintf("%s is not listed there, and this host has seen it", t))
+			return nil
+		}
 		if !slices.Contains(names, t.String()) {
 			return tampered("the registry shows an older state of the repository, or leaves something out: %s is not listed, and this host has seen it; %s", t, acceptOlder)
 		}

@@ -266,8 +266,8 @@ func (rd *Reader) group(ctx context.Context, k groupKey) ([]byte, error) {
 }
 
 func (rd *Reader) fetch(ctx context.Context, k groupKey, f *fetching) {
-	body, g, err := rd.repo.readGroup(ctx, k.ix, k.group)
-	if err == nil {
+	body, g, elsewhere, err := rd.repo.readGroup(ctx, k.ix, k.group)
+	if err == nil && !elsewhere {
 		rd.note(k, g, body)
 	}
 	f.body, f.err = body, err

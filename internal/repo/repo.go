@@ -108,6 +108,8 @@ type Repo struct {
 
 	emptyMu   sync.Mutex
 	emptyDone bool
+
+	behindOnce sync.Once
 }
 
 // Create makes a repository in an empty name and opens it. dr.ErrHeld when
@@ -336,6 +338,12 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 	old, err := r.state.loadPin(r.opts.Location)
 	if err != nil {
 		return err
+	}
+	if old != nil && store.Lagging(r.st) {
+		// A mirror that lacks a key generation does not make this host forget it.
+		for g, w := range old.Witnesses {
+			p.Witnesses[g] = w
+		}
 	}
 	if old == nil || !maps.Equal(old.Witnesses, p.Witnesses) {
 		if err := r.state.savePin(p); err != nil {

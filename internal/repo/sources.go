@@ -114,7 +114,7 @@ func (w *Writer) pendingManifests(ctx context.Context) ([]need, error) {
 	var out []need
 	for d := range list {
 		n := need{Digest: d}
-		m, err := w.repo.st.GetManifest(ctx, n.tag())
+		m, err := w.repo.primary().GetManifest(ctx, n.tag())
 		switch {
 		case err == nil && m.Digest == d:
 			n.Size = int64(len(m.Body))
@@ -240,13 +240,20 @@ func (w *Writer) prove(ctx context.Context, s *source, group uint32) (bool, erro
 	return false, nil
 }
 
+// errElsewhere: a mirror gave what the primary did not, so one's own copy has to
+// be stored there.
+var errElsewhere = errors.New("the primary registry does not give it")
+
 func (w *Writer) readToProve(s *source, group uint32) error {
 	if s.wasRead(group) {
 		return nil
 	}
-	body, g, err := w.repo.readGroup(w.ctx, s.index, group)
+	body, g, elsewhere, err := w.repo.readGroup(w.ctx, s.index, group)
 	if err != nil {
 		return err
+	}
+	if elsewhere {
+		return errElsewhere
 	}
 	w.mu.Lock()
 	w.stats.BytesRead += int64(g.Sealed)

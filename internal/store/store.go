@@ -49,6 +49,9 @@ var (
 	// byte moved for the stall timeout, status 429 or 5xx. What was asked for
 	// did not happen, or may be asked for again without harm.
 	ErrUnreachable = errors.New("registry out of reach")
+	// ErrStalled: no byte moved for the stall timeout, and the transfer was given
+	// up. It comes with ErrUnreachable.
+	ErrStalled = errors.New("transfer stalled")
 	// ErrUnknownOutcome: a tag was sent, the answer was lost, and reading again
 	// did not settle it. It wraps dr.ErrOutcomeUnknown.
 	ErrUnknownOutcome = fmt.Errorf("tag may or may not have been written: %w", dr.ErrOutcomeUnknown)

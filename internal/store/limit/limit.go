@@ -54,6 +54,14 @@ func New(inner store.Store, opts Options) (*Store, error) {
 	return s, nil
 }
 
+// Over returns a decorator of another store under the same bounds: what passes
+// through both counts together.
+func (s *Store) Over(inner store.Store) *Store {
+	c := *s
+	c.inner = inner
+	return &c
+}
+
 func (s *Store) enter(ctx context.Context) (leave func(), err error) {
 	if s.calls == nil {
 		return func() {}, nil

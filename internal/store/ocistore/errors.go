@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	errStalled   = errors.New("transfer stalled")
+	errStalled   = store.ErrStalled
 	errDowngrade = errors.New("the registry points from TLS to plain HTTP, which is not followed")
 )
 

@@ -68,6 +68,8 @@ type Options struct {
 	// StallTimeout is how long no byte may move, in either direction, before a
 	// transfer is given up and tried again. 0 means DefaultStallTimeout.
 	StallTimeout time.Duration
+	// DialTimeout bounds making a connection. 0 means 20 seconds.
+	DialTimeout time.Duration
 	// Attempts bounds how often a request is tried in all. 0 means
 	// DefaultAttempts, 1 never again.
 	Attempts int
@@ -75,6 +77,9 @@ type Options struct {
 	Meter *store.Meter
 	// Logger is told about attempts that failed, at level debug. nil means silence.
 	Logger *slog.Logger
+	// Notice receives lines for the operator: that a transfer stalled or a registry
+	// does not answer and is tried again, and that it goes on. May be nil.
+	Notice func(string)
 	// UserAgent is sent with each request. "" means "lifeboat".
 	UserAgent string
 }
@@ -95,7 +100,7 @@ func Open(ctx context.Context, rawURL string, opts Options) (store.Store, error)
 	if attempts == 0 {
 		attempts = DefaultAttempts
 	}
-	return retry.New(c, retry.Options{Attempts: attempts, Logger: opts.Logger}), nil
+	return retry.New(c, retry.Options{Attempts: attempts, Logger: opts.Logger, Notice: opts.Notice}), nil
 }
 
 // client is the store without second tries.

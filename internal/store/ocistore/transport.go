@@ -1,6 +1,7 @@
 package ocistore
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -80,7 +81,7 @@ func (t *transport) CloseIdleConnections() {
 }
 
 func httpTransport(conf *tls.Config, opts Options) *http.Transport {
-	d := &net.Dialer{Timeout: min(opts.StallTimeout, 20*time.Second), KeepAlive: 15 * time.Second}
+	d := &net.Dialer{Timeout: min(opts.StallTimeout, cmp.Or(opts.DialTimeout, 20*time.Second)), KeepAlive: 15 * time.Second}
 	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {

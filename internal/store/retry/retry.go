@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -30,6 +31,10 @@ type Options struct {
 	First, Max time.Duration
 	// Logger hears of each failed attempt at level debug; nil means silence.
 	Logger *slog.Logger
+	// Notice receives lines for the operator, may be nil: one when work is held up,
+	// by a transfer that stalled or by attempts that fail one after the other, and
+	// one when it goes on.
+	Notice func(string)
 	// Wait waits for d or until ctx is done; nil means with a timer. Tests put
 	// their own here.
 	Wait func(ctx context.Context, d time.Duration) error
@@ -39,6 +44,8 @@ type Options struct {
 type Store struct {
 	inner store.Store
 	opts  Options
+
+	told atomic.Bool // that work is held up
 }
 
 var _ store.Store = (*Store)(nil)
@@ -92,6 +99,7 @@ func (s *Store) again(ctx context.Context, what string, f func() error) error {
 	for n := 1; ; n++ {
 		err := f()
 		if err == nil {
+			s.goesOn()
 			return nil
 		}
 		if errors.Is(err, store.ErrUnknownOutcome) {
@@ -101,9 +109,26 @@ func (s *Store) again(ctx context.Context, what string, f func() error) error {
 			return final(err, unknown, n)
 		}
 		s.opts.Logger.Debug("attempt failed", "what", what, "attempt", n, "err", err)
+		s.heldUp(err, n)
 		if werr := s.pause(ctx, n); werr != nil {
 			return final(fmt.Errorf("%w: %w", werr, err), unknown, n)
 		}
+	}
+}
+
+// heldUp tells the operator, once until work goes on. A single failed attempt
+// that did not take long is nothing to tell.
+func (s *Store) heldUp(err error, attempt int) {
+	if s.opts.Notice == nil || (attempt < 2 && !errors.Is(err, store.ErrStalled)) || s.told.Swap(true) {
+		return
+	}
+	s.opts.Notice(fmt.Sprintf("%v; trying again (attempt %d of %d)", err, attempt+1, s.opts.Attempts))
+}
+
+// goesOn takes back what heldUp told.
+func (s *Store) goesOn() {
+	if s.told.Load() && s.told.Swap(false) {
+		s.opts.Notice("the registry answers again; going on")
 	}
 }
 
@@ -184,6 +209,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.left -= int64(n)
 		if r.since += int64(n); r.since >= headway {
 			r.failed = 0
+			r.s.goesOn()
 		}
 		if err != nil && r.left > 0 {
 			r.err = r.reopen(err)
@@ -217,6 +243,7 @@ func (r *reader) reopen(cause error) error {
 			return final(cause, nil, r.failed)
 		}
 		r.s.opts.Logger.Debug("read cut off", "blob", r.d, "left", r.left, "err", cause)
+		r.s.heldUp(cause, r.failed)
 		if err := r.s.pause(r.ctx, r.failed); err != nil {
 			return fmt.Errorf("%w: %w", err, cause)
 		}
