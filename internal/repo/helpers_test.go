@@ -194,3 +194,16 @@ func listedIn(t testing.TB, body []byte) []digest.Digest {
 	}
 	return out
 }
+
+// opener is what a store takes a blob from.
+type opener = func() (io.ReadCloser, error)
+
+// blobSize is the size of layer i of a manifest.
+func blobSize(t testing.TB, body []byte, i int) int {
+	t.Helper()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		t.Fatal(err)
+	}
+	return int(m.Layers[i].Size)
+}
