@@ -416,7 +416,7 @@ func TestPrimaryDown(t *testing.T) {
 	main := m.Host("main")
 	mustMirror(t, main, dst)
 	newest := snapshotIn(t, m.Host("standby"), "shop", nil, 2, content(20, 4)) // the mirror lacks it
-	if err := main.RotateKey(t.Context(), nil); err != nil {                  // and this
+	if err := main.RotateKey(t.Context(), nil); err != nil {                   // and this
 		t.Fatal(err)
 	}
 	if _, err := main.Find(t.Context(), "shop", "latest"); err != nil {

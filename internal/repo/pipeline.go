@@ -159,6 +159,7 @@ func (w *Writer) sendPack(f finished) error {
 	w.stats.Packs++
 	w.mu.Unlock()
 	w.doneMu.Lock()
+	w.note(f.info)
 	w.done = append(w.done, f.info)
 	w.doneSize += f.info.Size
 	for _, g := range f.info.Groups {
@@ -265,19 +266,26 @@ func (w *Writer) pushDone(ctx context.Context) error {
 	w.pushMu.Lock()
 	defer w.pushMu.Unlock()
 	w.doneMu.Lock()
-	infos := w.done
-	w.done, w.doneSize, w.doneN = nil, 0, 0
-	w.doneMu.Unlock()
+	infos, journals := w.done, w.oldJournals
 	if len(infos) == 0 {
+		w.doneMu.Unlock()
 		return nil
 	}
+	if w.journal != nil {
+		journals = append(journals, w.journal)
+	}
+	w.done, w.doneSize, w.doneN = nil, 0, 0
+	w.journal, w.oldJournals = nil, nil
+	w.doneMu.Unlock()
 	s, err := w.pushManifest(ctx, infoPacks(infos), func(v pack.Visitor) error { return visit(v, infos) })
 	if err != nil {
 		w.doneMu.Lock()
 		w.done = append(infos, w.done...)
+		w.oldJournals = append(journals, w.oldJournals...)
 		w.doneMu.Unlock()
 		return err
 	}
+	w.removeJournals(journals)
 	s.used.Store(true)
 	w.srcMu.Lock()
 	w.sources = slices.Insert(slices.Clone(w.sources), 0, s)

@@ -14,6 +14,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
+	"lifeboat/internal/repo/journal"
 )
 
 // ErrParentDamaged: the parent of a new snapshot lacks something in the
@@ -112,6 +113,11 @@ type Writer struct {
 	doneSize int64
 	doneN    int
 	lastPush time.Time
+	// journal holds what is in done; oldJournals what a pack manifest that could
+	// not be pushed was to name. journalLost: there is none, or no more.
+	journal     *journal.Journal
+	oldJournals []*journal.Journal
+	journalLost bool
 
 	progressMu sync.Mutex
 }
@@ -135,7 +141,11 @@ func (r *Repo) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) 
 		repo: r, opts: o, limits: defaultLimits(), fresh: map[dr.UnitID]struct{}{}, lastPush: time.Now(),
 		queue: make(chan *pack.Group), send: make(chan finished), bufs: make(chan []byte, uploadParallel+2),
 	}
-	if err := w.findSources(ctx); err != nil {
+	err := w.resume(ctx)
+	if err == nil {
+		err = w.findSources(ctx)
+	}
+	if err != nil {
 		w.release()
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
@@ -153,8 +163,7 @@ func (r *Repo) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) 
 }
 
 // Close ends the writer and frees it. What was put and not committed is given
-// up; what was sent and named by a pack manifest is used by the next run of
-// this host. It may be called more than once.
+// up; what was sent is used by the next run of this host. It may be called more than once.
 func (w *Writer) Close() {
 	w.cancel(errClosed)
 	w.gate.Lock() // no Put and no Flush is sending any more
@@ -168,6 +177,7 @@ func (w *Writer) Close() {
 	w.groups.Wait()
 	close(w.send)
 	_ = w.tasks.Wait() // its error was given to whoever called Put, Flush or Commit
+	w.closeJournals()
 	w.release()
 }
 
