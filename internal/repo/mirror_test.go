@@ -472,12 +472,15 @@ func (down) Tags(context.Context, string) ([]string, error) { return nil, store.
 func (down) ResolveTag(context.Context, string) (digest.Digest, error) {
 	return "", store.ErrUnreachable
 }
+
 func (down) GetManifest(context.Context, string) (store.Manifest, error) {
 	return store.Manifest{}, store.ErrUnreachable
 }
+
 func (down) PutManifest(context.Context, string, string, []byte) (digest.Digest, error) {
 	return "", store.ErrUnreachable
 }
+
 func (down) PutBlob(context.Context, digest.Digest, int64, opener) (int64, error) {
 	return 0, store.ErrUnreachable
 }

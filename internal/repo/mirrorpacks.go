@@ -29,7 +29,7 @@ func newMirrorMemory() *mirrorMemory { return &mirrorMemory{semaphore.NewWeighte
 func (m *mirroring) measure(ctx context.Context) {
 	seen := map[digest.Digest]bool{}
 	for i := range m.snaps {
-		if m.have[m.snaps[i].Tag] {
+		if m.have[m.snaps[i].Place] {
 			continue
 		}
 		for _, n := range m.snaps[i].needs {

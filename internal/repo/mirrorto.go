@@ -277,7 +277,7 @@ func (m *mirroring) run(ctx context.Context) error {
 	m.measure(ctx)
 	for i := range m.snaps {
 		if err := m.snapshot(ctx, &m.res.Rows[i]); err != nil {
-			return fmt.Errorf("snapshot %s: %w", m.snaps[i].Tag, err)
+			return fmt.Errorf("snapshot %s: %w", m.snaps[i].Place, err)
 		}
 		m.mu.Lock()
 		m.prog.Snapshots++
@@ -339,18 +339,9 @@ func (m *mirroring) putEmpty(ctx context.Context) error {
 // snapshot copies what a snapshot needs, then its tag. An error that speaks of
 // something that is damaged here concerns this snapshot alone.
 func (m *mirroring) snapshot(ctx context.Context, row *MirrorRow) error {
-	t := row.Tag
+	t := row.Place
 	if m.have[t] {
-		d, err := m.dst.ResolveTag(ctx, t)
-		if err == nil && d == row.Digest {
-			row.State = MirrorThere
-			return nil
-		}
-		if err == nil {
-			row.State, row.Err = MirrorConflict, fmt.Errorf("the mirror has %s under %s: it was written to on its own: %w", d, t, dr.ErrHeld)
-			return nil
-		}
-		return fmt.Errorf("look at the mirror: %w", err)
+		return m.thereAlready(ctx, row)
 	}
 	for _, n := range row.needs {
 		err := m.manifest(ctx, n)
@@ -389,6 +380,27 @@ func (m *mirroring) snapshot(ctx context.Context, row *MirrorRow) error {
 	}
 	row.State = MirrorCopied
 	return m.lookAgain(ctx, row)
+}
+
+// thereAlready compares what the mirror has under the tag of a snapshot. One
+// that was relocated there on its own is the same snapshot all the same.
+func (m *mirroring) thereAlready(ctx context.Context, row *MirrorRow) error {
+	there, err := m.dst.GetManifest(ctx, row.Place)
+	if err != nil && !about(err) {
+		return fmt.Errorf("look at the mirror: %w", err)
+	}
+	if err == nil && there.Digest == row.Digest {
+		row.State = MirrorThere
+		return nil
+	}
+	if err == nil && row.at.Class == ClassRelocation {
+		if s, _, distrust, err := m.repo.openRelocation(ctx, row.at, there); err == nil && distrust == nil && s.ID == row.ID {
+			row.State = MirrorThere
+			return nil
+		}
+	}
+	row.State, row.Err = MirrorConflict, fmt.Errorf("the mirror has something else under %s: it was written to on its own: %w", row.Place, dr.ErrHeld)
+	return nil
 }
 
 // damaged reports whether an error says that something is not whole here, rather

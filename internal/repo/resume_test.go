@@ -85,11 +85,11 @@ func TestKilledAtEachPack(t *testing.T) {
 // TestPacksOfAKilledRunAreGone: what a collector took meanwhile is sent again.
 func TestPacksOfAKilledRunAreGone(t *testing.T) {
 	t.Parallel()
-	units := bulk(4)
+	units := bulk(6)
 	b := repotest.NewBed(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	st := faults.New(t, b.Store, faults.Fault{Op: faults.PutBlob, Call: 4, Kind: faults.HangAfter, Do: cancel})
+	st := faults.New(t, b.Store, faults.Fault{Op: faults.PutBlob, Call: 6, Kind: faults.HangAfter, Do: cancel})
 	if _, _, err := snapshot(ctx, b.HostOn("main", st), repo.WriterOptions{System: "shop"}, "main", units); err == nil {
 		t.Fatal("it was not killed")
 	}
@@ -107,11 +107,11 @@ func TestPacksOfAKilledRunAreGone(t *testing.T) {
 // effect; the run after that is whole.
 func TestResumeFaults(t *testing.T) {
 	t.Parallel()
-	units := bulk(4)
+	units := bulk(6)
 	prepared := repotest.NewBed(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	kill := faults.New(t, prepared.Store, faults.Fault{Op: faults.PutBlob, Call: 5, Kind: faults.HangAfter, Do: cancel})
+	kill := faults.New(t, prepared.Store, faults.Fault{Op: faults.PutBlob, Call: 6, Kind: faults.HangAfter, Do: cancel})
 	if _, _, err := snapshot(ctx, prepared.HostOn("main", kill), repo.WriterOptions{System: "shop"}, "main", units); err == nil {
 		t.Fatal("it was not killed")
 	}

@@ -201,7 +201,7 @@ func (w *watched) Read(p []byte) (int, error) {
 	until := time.Now().Add(w.stall)
 	for {
 		if err := w.SetReadDeadline(until); err != nil {
-			return 0, err
+			return 0, w.named(err)
 		}
 		n, err := w.Conn.Read(p)
 		if n > 0 {
@@ -224,7 +224,7 @@ func (w *watched) Write(p []byte) (int, error) {
 	for done < len(p) {
 		began := time.Now()
 		if err := w.SetWriteDeadline(began.Add(w.stall)); err != nil {
-			return done, err
+			return done, w.named(err)
 		}
 		n, err := w.Conn.Write(p[done:min(len(p), done+piece)])
 		crawls := !w.out.note(n, time.Since(began)) && done+n < len(p)
