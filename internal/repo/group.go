@@ -65,9 +65,15 @@ func (r *Repo) opener(ctx context.Context, h pack.Header) (*pack.Opener, error) 
 }
 
 // readGroup fetches one group and opens it. The body is authentic, its units
-// are not yet compared with their ids. elsewhere reports that it came from
-// another registry than the primary.
-func (r *Repo) readGroup(ctx context.Context, ix *index, group uint32) (body []byte, g idxcache.Group, elsewhere bool, err error) {
+// are not yet compared with their ids.
+func (r *Repo) readGroup(ctx context.Context, ix *index, group uint32) ([]byte, idxcache.Group, error) {
+	body, g, _, err := r.findGroup(ctx, ix, group)
+	return body, g, err
+}
+
+// findGroup is readGroup, and reports whether the group came from another
+// registry than the primary.
+func (r *Repo) findGroup(ctx context.Context, ix *index, group uint32) (body []byte, g idxcache.Group, elsewhere bool, err error) {
 	if g, err = ix.Group(group); err != nil {
 		return nil, g, false, err
 	}

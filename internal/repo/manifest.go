@@ -210,7 +210,7 @@ func (w *Writer) readWhole(ctx context.Context, s *source) error {
 		if s.wasRead(g) {
 			continue
 		}
-		body, info, elsewhere, err := w.repo.readGroup(ctx, s.index, g)
+		body, info, elsewhere, err := w.repo.findGroup(ctx, s.index, g)
 		if err == nil && elsewhere {
 			err = errElsewhere
 		}

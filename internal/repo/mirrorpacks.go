@@ -151,7 +151,7 @@ func (m *mirroring) pack(ctx context.Context, ix *index, p idxcache.Pack) error 
 		return err
 	}
 	defer m.mem.Release(p.Size)
-	raw, err := m.repo.readPack(ctx, ix, p)
+	raw, err := m.repo.loadPack(ctx, ix, p)
 	if err != nil {
 		return &sourceError{fmt.Errorf("pack %s of manifest %s: %w", d, ix.need.Digest, err)}
 	}
@@ -175,10 +175,10 @@ func (m *mirroring) sent(size, read int64) {
 	m.tell(size)
 }
 
-// readPack reads a whole pack and authenticates everything in it: its digest,
+// loadPack reads a whole pack into memory and authenticates everything in it: its digest,
 // its header, every group, every unit. The error wraps dr.ErrTampered where it
 // is not what its index says.
-func (r *Repo) readPack(ctx context.Context, ix *index, p idxcache.Pack) (raw []byte, err error) {
+func (r *Repo) loadPack(ctx context.Context, ix *index, p idxcache.Pack) (raw []byte, err error) {
 	raw = make([]byte, p.Size)
 	elsewhere, err := r.readBlob(ctx, blob{digestOf(p.Digest), p.Size}, 0, -1, func(src io.Reader) error {
 		if _, err := io.ReadFull(src, raw); err != nil {

@@ -266,7 +266,7 @@ func (rd *Reader) group(ctx context.Context, k groupKey) ([]byte, error) {
 }
 
 func (rd *Reader) fetch(ctx context.Context, k groupKey, f *fetching) {
-	body, g, elsewhere, err := rd.repo.readGroup(ctx, k.ix, k.group)
+	body, g, elsewhere, err := rd.repo.findGroup(ctx, k.ix, k.group)
 	if err == nil && !elsewhere {
 		rd.note(k, g, body)
 	}

@@ -248,7 +248,7 @@ func (w *Writer) readToProve(s *source, group uint32) error {
 	if s.wasRead(group) {
 		return nil
 	}
-	body, g, elsewhere, err := w.repo.readGroup(w.ctx, s.index, group)
+	body, g, elsewhere, err := w.repo.findGroup(w.ctx, s.index, group)
 	if err != nil {
 		return err
 	}
