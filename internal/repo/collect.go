@@ -32,6 +32,9 @@ type CollectOptions struct {
 	// before it goes. It should be longer than the longest run of a writer: a run
 	// that loses manifests is not wrong, but has to send them again.
 	Grace time.Duration
+	// Compact, if set, rewrites packs of which little is used before anything is
+	// collected.
+	Compact *CompactOptions
 	// DryRun changes nothing and remembers nothing.
 	DryRun bool
 	// Now is the clock; nil means time.Now.
@@ -67,6 +70,8 @@ type Collection struct {
 	// Needed is how many pack manifests snapshots need; Retagged how many of them
 	// had lost their tag and have it again.
 	Needed, Retagged int
+	// Compacted is nil where nothing was asked for.
+	Compacted *Compaction
 	// Problems are tags of snapshots that do not verify. What they list stays.
 	Problems []Problem
 	// Checked: the registry itself keeps what is needed (store.Capabilities).
@@ -75,6 +80,7 @@ type Collection struct {
 
 // Collect removes pack manifests that no tag of the repository lists any more,
 // so that the registry can take back their packs (docs/format.md, Removing).
+// Before that it rewrites packs of which little is used, if asked to.
 //
 // The order is what makes it safe beside writers, wherever either is killed
 // (invariant 2): a manifest that was unneeded for Grace loses its tag; then all
@@ -130,6 +136,15 @@ func (c *collector) run(ctx context.Context) error {
 	needed, err := c.listed(ctx)
 	if err != nil {
 		return err
+	}
+	if c.opts.Compact != nil {
+		c.result.Compacted, err = c.repo.compact(ctx, *c.opts.Compact, c.seen, c.opts.DryRun)
+		if err != nil {
+			return err
+		}
+		if needed, err = c.listed(ctx); err != nil {
+			return err
+		}
 	}
 	if err := c.verified(ctx, needed); err != nil {
 		return err

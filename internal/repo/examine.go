@@ -164,7 +164,7 @@ func (inv *inventory) report(f *findings, n need, blob digest.Digest, err error)
 // checkRecords looks at the records that are no snapshots, and at tags of pack
 // manifests.
 func (r *Repo) checkRecords(ctx context.Context, inv *inventory, f *findings) error {
-	for _, c := range []Class{ClassEpoch, ClassSwitch} {
+	for _, c := range []Class{ClassEpoch, ClassSwitch, ClassLock} {
 		_, problems, err := r.records(ctx, string(c)+".")
 		if err != nil {
 			return err

@@ -103,3 +103,26 @@ func (r *Repo) PutRelocationAgain(ctx context.Context, s *Snapshot) error {
 	_, err := r.relocate(ctx, s, s.needs)
 	return err
 }
+
+// ListsAsCatalogs makes compaction take the units that a root record's trees name
+// for all that the snapshot has: the tests of this package keep lists of units
+// in place of catalogs.
+func (r *Repo) ListsAsCatalogs() *Repo {
+	r.walkRoot = func(root *dr.Root, visit func(dr.UnitID) error) error {
+		for _, t := range root.Trees {
+			for _, ref := range t.Catalog {
+				if err := visit(ref.ID); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	return r
+}
+
+// Eager makes compaction rewrite and join packs that are not worth it.
+func (o CompactOptions) Eager() CompactOptions {
+	o.eager = true
+	return o
+}

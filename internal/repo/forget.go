@@ -45,6 +45,7 @@ type ForgetPlan struct {
 	replaced []*Snapshot
 	// epoch and move are the newest records on which the plan rests.
 	epoch, move dr.Number
+	locked      map[numberKey]bool
 }
 
 // Going counts the snapshots that the plan removes.
@@ -61,8 +62,8 @@ func (p *ForgetPlan) Going() (n int) {
 // (retain.Decide), and changes nothing. Whatever the policy says these stay: the
 // head of the line, the base of the newest claim, the bases by which snapshots
 // of older epochs that stay are known to be on the line, what a move that is
-// under way names, and the newest snapshot of each host, hence the highest
-// number of all.
+// under way names, what is locked, and the newest snapshot of each host, hence
+// the highest number of all.
 //
 // Errors: dr.ErrUsage for a policy that keeps nothing, dr.ErrTampered where the
 // registry shows an older state than this host has seen or an epoch cannot be
@@ -90,6 +91,9 @@ func (r *Repo) PlanForget(ctx context.Context, system dr.System, policy retain.P
 		return nil, fmt.Errorf("%s: nothing was removed: %w", what, err)
 	}
 	p.epoch, p.move = line.epoch, line.move
+	if p.locked, err = r.lockedNumbers(ctx, system); err != nil {
+		return nil, fmt.Errorf("%s: nothing was removed: %w", what, err)
+	}
 	var snaps []*Snapshot
 	for _, s := range found {
 		if s.replaced {
@@ -183,6 +187,9 @@ func (p *ForgetPlan) decide(l *line, snaps []*Snapshot, policy retain.Policy) er
 		if newest[s.Host] == s.Number && s.ID != headID {
 			in[i].Protected = append(in[i].Protected, "newest of its host")
 		}
+		if p.locked[numberKey{s.System, s.Number}] {
+			in[i].Protected = append(in[i].Protected, "locked")
+		}
 	}
 	verdicts := keepBases(l.claims, snaps, retain.Decide(time.Now(), policy, in))
 	byNumber := map[dr.Number]*Snapshot{}
@@ -243,6 +250,9 @@ func (r *Repo) Forget(ctx context.Context, p *ForgetPlan) error {
 		if err := r.unchanged(ctx, p); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		if err := r.unlocked(ctx, p.System, batch); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
 		err := r.forgetBatch(ctx, batch)
 		if again := r.putBackNamed(ctx, p, batch); again != nil {
 			err = errors.Join(again, err)
@@ -283,6 +293,21 @@ func (r *Repo) unchanged(ctx context.Context, p *ForgetPlan) error {
 		if now != c.known {
 			return fmt.Errorf("the system is being moved or taken over at this moment (%s); run it again: %w",
 				Tag{Class: c.class, System: p.System, Number: now}, dr.ErrHeld)
+		}
+	}
+	return nil
+}
+
+// unlocked looks whether somebody has locked a snapshot of a batch since the plan
+// was made. The error wraps dr.ErrHeld.
+func (r *Repo) unlocked(ctx context.Context, system dr.System, batch []*forgetting) error {
+	locked, err := r.lockedNumbers(ctx, system)
+	if err != nil {
+		return err
+	}
+	for _, f := range batch {
+		if locked[numberKey{f.snap.System, f.snap.Number}] {
+			return fmt.Errorf("%s was locked at this moment; run it again: %w", f.snap.Tag, dr.ErrHeld)
 		}
 	}
 	return nil
@@ -411,7 +436,17 @@ func (r *Repo) dropIndexes(ctx context.Context, list []*forgetting) error {
 	if err != nil {
 		return err
 	}
+	gone := map[numberKey]bool{}
+	for _, f := range list {
+		gone[numberKey{f.snap.System, f.snap.Number}] = f.gone
+	}
 	for _, t := range tags {
+		if own, err := ParseTag(t); err == nil && own.Class == ClassLock && gone[numberKey{own.System, own.Number}] {
+			// A lock that was taken away speaks of nothing any more.
+			if err := r.st.DeleteTag(ctx, t); err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrUnsupported) {
+				return err
+			}
+		}
 		if isOurs(t) {
 			continue
 		}

@@ -390,7 +390,7 @@ func (r *Repo) Revoke(ctx context.Context, subject dr.HostID, keep func(*Snapsho
 			h.GoodRecords[snaps[i].Place] = snaps[i].Digest.String()
 		}
 	}
-	for _, c := range []Class{ClassEpoch, ClassSwitch} {
+	for _, c := range []Class{ClassEpoch, ClassSwitch, ClassLock} {
 		recs, _, err := r.records(ctx, string(c)+".")
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"lifeboat/internal/pack"
+	"lifeboat/internal/repo/journal"
 )
 
 // finished is a pack on its way to the registry.
@@ -226,6 +227,15 @@ func (w *Writer) Flush(ctx context.Context) error {
 func (w *Writer) flush(ctx context.Context) error {
 	w.gate.Lock()
 	defer w.gate.Unlock()
+	if err := w.drain(ctx); err != nil {
+		return err
+	}
+	return w.pushDone(ctx)
+}
+
+// drain returns when everything put so far is in the registry, in whatever pack
+// manifest or in none; the caller holds the gate.
+func (w *Writer) drain(ctx context.Context) error {
 	if err := w.failure(ctx); err != nil {
 		return err
 	}
@@ -255,34 +265,20 @@ func (w *Writer) flush(ctx context.Context) error {
 	if ferr := w.failure(ctx); ferr != nil {
 		return ferr
 	}
-	if err != nil {
-		return err
-	}
-	return w.pushDone(ctx)
+	return err
 }
 
 // pushDone pushes a pack manifest of all packs that are sent and in none yet.
 func (w *Writer) pushDone(ctx context.Context) error {
 	w.pushMu.Lock()
 	defer w.pushMu.Unlock()
-	w.doneMu.Lock()
-	infos, journals := w.done, w.oldJournals
+	infos, journals := w.takeDone()
 	if len(infos) == 0 {
-		w.doneMu.Unlock()
 		return nil
 	}
-	if w.journal != nil {
-		journals = append(journals, w.journal)
-	}
-	w.done, w.doneSize, w.doneN = nil, 0, 0
-	w.journal, w.oldJournals = nil, nil
-	w.doneMu.Unlock()
 	s, err := w.pushManifest(ctx, infoPacks(infos), func(v pack.Visitor) error { return visit(v, infos) })
 	if err != nil {
-		w.doneMu.Lock()
-		w.done = append(infos, w.done...)
-		w.oldJournals = append(journals, w.oldJournals...)
-		w.doneMu.Unlock()
+		w.giveBack(infos, journals)
 		return err
 	}
 	w.removeJournals(journals)
@@ -304,6 +300,30 @@ func (w *Writer) pushDone(ctx context.Context) error {
 	w.doneMu.Unlock()
 	w.progress()
 	return nil
+}
+
+// takeDone returns the packs that are sent and in no pack manifest yet, and the
+// journals that note them; giveBack undoes it. The caller holds pushMu.
+func (w *Writer) takeDone() ([]pack.Info, []*journal.Journal) {
+	w.doneMu.Lock()
+	defer w.doneMu.Unlock()
+	if len(w.done) == 0 {
+		return nil, nil
+	}
+	infos, journals := w.done, w.oldJournals
+	if w.journal != nil {
+		journals = append(journals, w.journal)
+	}
+	w.done, w.doneSize, w.doneN = nil, 0, 0
+	w.journal, w.oldJournals = nil, nil
+	return infos, journals
+}
+
+func (w *Writer) giveBack(infos []pack.Info, journals []*journal.Journal) {
+	w.doneMu.Lock()
+	defer w.doneMu.Unlock()
+	w.done = append(infos, w.done...)
+	w.oldJournals = append(journals, w.oldJournals...)
 }
 
 func infoPacks(infos []pack.Info) []blob {

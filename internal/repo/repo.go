@@ -110,6 +110,9 @@ type Repo struct {
 	emptyDone bool
 
 	behindOnce sync.Once
+
+	// walkRoot stands in for the catalogs of a root record in tests that have none.
+	walkRoot func(root *dr.Root, visit func(dr.UnitID) error) error
 }
 
 // Create makes a repository in an empty name and opens it. dr.ErrHeld when

@@ -50,10 +50,11 @@ type state struct {
 	read    map[digest.Digest][]byte
 	lost    map[digest.Digest]bool
 	unused  map[digest.Digest]unneeded
+	small   map[string][]byte
 }
 
 func newState(base string) *state {
-	return &state{base: base, mem: newMarks(), firm: map[string]digest.Digest{}, fresh: map[string]digest.Digest{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}}
+	return &state{base: base, mem: newMarks(), firm: map[string]digest.Digest{}, fresh: map[string]digest.Digest{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}, small: map[string][]byte{}}
 }
 
 // use chooses the directory of a repository.
@@ -396,4 +397,41 @@ func checkSum(b []byte) ([]byte, bool) {
 	body := b[:len(b)-8]
 	sum := blake3.Sum256(body)
 	return body, string(sum[:8]) == string(b[len(b)-8:])
+}
+
+// readSmall returns a file of this repository's state, nil where there is none.
+func (s *state) readSmall(name string) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == "" {
+		return s.small[name], nil
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("local state: %w", err)
+	}
+	return b, nil
+}
+
+// writeSmall replaces a file, durably; nil removes it.
+func (s *state) writeSmall(name string, b []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.dir == "" && b == nil:
+		delete(s.small, name)
+		return nil
+	case s.dir == "":
+		s.small[name] = b
+		return nil
+	case b != nil:
+		return writeFile(filepath.Join(s.dir, name), b)
+	}
+	if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return nil
 }

@@ -131,11 +131,20 @@ func (r *Repo) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) 
 	if _, err := dr.ParseSystem(string(o.System)); err != nil {
 		return nil, err
 	}
-	if err := r.refreshKeys(ctx); err != nil {
+	w, err := r.newWriter(ctx, o, (*Writer).findSources)
+	if err != nil {
 		return nil, fmt.Errorf("begin snapshot: %w", err)
 	}
+	return w, nil
+}
+
+// newWriter is NewWriter with another way to find what units are looked for in.
+func (r *Repo) newWriter(ctx context.Context, o WriterOptions, find func(*Writer, context.Context) error) (*Writer, error) {
+	if err := r.refreshKeys(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.enrolForWriting(ctx); err != nil {
-		return nil, fmt.Errorf("begin snapshot: %w", err)
+		return nil, err
 	}
 	w := &Writer{
 		repo: r, opts: o, limits: defaultLimits(), fresh: map[dr.UnitID]struct{}{}, lastPush: time.Now(),
@@ -143,11 +152,11 @@ func (r *Repo) NewWriter(ctx context.Context, o WriterOptions) (*Writer, error) 
 	}
 	err := w.resume(ctx)
 	if err == nil {
-		err = w.findSources(ctx)
+		err = find(w, ctx)
 	}
 	if err != nil {
 		w.release()
-		return nil, fmt.Errorf("begin snapshot: %w", err)
+		return nil, err
 	}
 	cctx, cancel := context.WithCancelCause(ctx)
 	w.cancel = cancel

@@ -153,33 +153,52 @@ func (x *Index) bytes(off, n int64) ([]byte, error) {
 // Lookup finds a unit; ok is false when the index does not have it. The error
 // wraps ErrDamaged.
 func (x *Index) Lookup(id dr.UnitID) (loc Location, ok bool, err error) {
+	err = x.find(id, func(_ uint32, rec []byte) bool {
+		loc, ok = Location{
+			Len:    binary.LittleEndian.Uint32(rec[32:]),
+			Offset: binary.LittleEndian.Uint32(rec[36:]),
+			Group:  binary.LittleEndian.Uint32(rec[40:]),
+		}, true
+		return false
+	})
+	return loc, ok, err
+}
+
+// Positions calls fn with the number of each unit that has an id, counted
+// through all packs: several packs may hold the same. The error wraps
+// ErrDamaged.
+func (x *Index) Positions(id dr.UnitID, fn func(unit uint32)) error {
+	return x.find(id, func(unit uint32, _ []byte) bool {
+		fn(unit)
+		return true
+	})
+}
+
+// find calls fn with the records of an id until it returns false.
+func (x *Index) find(id dr.UnitID, fn func(unit uint32, rec []byte) bool) error {
 	maybe, err := x.maybe(id[:])
 	if err != nil || !maybe {
-		return Location{}, false, err
+		return err
 	}
 	want := prefix(id[:])
 	at, err := x.search(want)
 	if err != nil {
-		return Location{}, false, err
+		return err
 	}
 	for ; at < int(x.head.units); at++ {
 		p, pos, err := x.sorted(at)
 		if err != nil || p != want {
-			return Location{}, false, err
+			return err
 		}
 		rec, err := x.bytes(x.at.units+int64(pos)*unitRecord, unitRecord)
 		if err != nil {
-			return Location{}, false, err
+			return err
 		}
-		if bytes.Equal(rec[:32], id[:]) {
-			return Location{
-				Len:    binary.LittleEndian.Uint32(rec[32:]),
-				Offset: binary.LittleEndian.Uint32(rec[36:]),
-				Group:  binary.LittleEndian.Uint32(rec[40:]),
-			}, true, nil
+		if bytes.Equal(rec[:32], id[:]) && !fn(pos, rec) {
+			return nil
 		}
 	}
-	return Location{}, false, nil
+	return nil
 }
 
 // maybe asks the filter.

@@ -326,6 +326,16 @@ func (s *Store) Collect() int {
 	return before - len(s.blobs)
 }
 
+// Size is how many bytes the blobs have.
+func (s *Store) Size() (n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.blobs {
+		n += int64(len(b))
+	}
+	return n
+}
+
 // Clone returns a store that holds the same and goes its own way, for tests
 // that begin many times from one state.
 func (s *Store) Clone() *Store {
