@@ -18,7 +18,7 @@ import (
 	"lifeboat/internal/store/faults"
 )
 
-// TestModel lets two hosts write, forget and collect in any order, with runs
+// TestModel lets two hosts write, forget, compact and collect in any order, with runs
 // that stay open over the others' work, kills at any store call, a clock that
 // jumps, and a registry that removes unnamed blobs at once. After each step every
 // visible snapshot restores in full, every snapshot that was reported and not
@@ -292,8 +292,15 @@ func (m *model) forget(rt *rapid.T) {
 
 func (m *model) collect(rt *rapid.T) {
 	grace := rapid.SampledFrom([]time.Duration{0, 0, repo.DefaultGrace}).Draw(rt, "grace")
+	compact := rapid.IntRange(0, 2).Draw(rt, "compact") > 0
+	unused := rapid.Float64Range(0, 1).Draw(rt, "unused")
 	m.fail(rt, m.as(rt, rapid.SampledFrom(modelHosts).Draw(rt, "host"), func(ctx context.Context, r *repo.Repo) error {
-		_, err := collect(ctx, r, grace, &m.clock)
+		o := repo.CollectOptions{Grace: grace, Now: m.clock.read}
+		if compact {
+			eager := repo.CompactOptions{MaxUnused: unused}.Eager()
+			o.Compact = &eager
+		}
+		_, err := r.ListsAsCatalogs().Collect(ctx, o)
 		return err
 	}))
 }
