@@ -280,7 +280,7 @@ func TestCompactFaults(t *testing.T) {
 	check(plain, "no fault")
 	for i := range seen.Calls() {
 		kinds := []faults.Kind{faults.Before, faults.After, faults.Hang, faults.HangAfter, faults.Short, faults.Duplicate}
-		if !everything() {
+		if !allTests() {
 			kinds = kinds[i%len(kinds):][:1]
 		}
 		for _, kind := range kinds {

@@ -89,6 +89,10 @@ func (b *hostBook) load(ctx context.Context) error {
 
 func (b *hostBook) loadLocked(ctx context.Context) error {
 	prefix := Tag{Class: ClassHost}.prefix()
+	before, err := b.repo.state.allMarks()
+	if err != nil {
+		return err
+	}
 	names, err := b.repo.st.Tags(ctx, prefix)
 	if err != nil {
 		return err
@@ -140,7 +144,7 @@ func (b *hostBook) loadLocked(ctx context.Context) error {
 		}
 		b.bad[p.Tag] = p
 	}
-	return b.repo.checkMark(prefix, b.newest, 0)
+	return b.repo.checkMark(before, prefix, b.newest, 0)
 }
 
 // read opens a host record and checks its signature; whether the signer may do

@@ -192,16 +192,14 @@ func (s *state) seenUnder(prefix string) (tags []Tag) {
 // acceptOlder ends each error that a host's memory causes.
 const acceptOlder = "if the registry was restored from a backup of its own, or is a mirror that was behind when the other was lost, and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them"
 
-// checkMark compares the newest numbers under a prefix with the mark and raises
-// the mark. valid is the highest that counts; shown the highest that somebody who
+// checkMark compares the newest numbers under a prefix with the mark that was
+// there before the tags were listed, and raises the mark: another process of this
+// host may have seen more since. valid is the highest that counts; shown the highest that somebody who
 // was enrolled once has signed: what a host wrote that was revoked since shows
 // that the registry was not set back, and raises nothing. The error wraps
 // dr.ErrTampered.
-func (r *Repo) checkMark(prefix string, valid, shown dr.Number) error {
-	mark, err := r.state.mark(prefix)
-	if err != nil {
-		return err
-	}
+func (r *Repo) checkMark(before map[string]dr.Number, prefix string, valid, shown dr.Number) error {
+	mark := before[prefix]
 	if newest := max(valid, shown); newest < mark {
 		if store.Lagging(r.st) {
 			r.mirrorBehind(fmt.Sprintf("the newest record under %s* is number %d there, this host has seen number %d", prefix, newest, mark))

@@ -235,6 +235,10 @@ func (r *Repo) ListRecords(ctx context.Context, prefix string) ([]Record, error)
 	if t, err := ParseTag(prefix + "1"); err != nil || (t.Class != ClassEpoch && t.Class != ClassSwitch) {
 		return nil, fmt.Errorf("list records %q*: not a prefix of class e or w and a system: %w", prefix, dr.ErrUsage)
 	}
+	before, err := r.state.allMarks()
+	if err != nil {
+		return nil, err
+	}
 	recs, problems, err := r.records(ctx, prefix)
 	if err != nil {
 		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
@@ -250,7 +254,7 @@ func (r *Repo) ListRecords(ctx context.Context, prefix string) ([]Record, error)
 	for _, t := range revokedTags(problems) {
 		shown = max(shown, t.Number)
 	}
-	if err := r.checkMark(prefix, newest, shown); err != nil {
+	if err := r.checkMark(before, prefix, newest, shown); err != nil {
 		return nil, fmt.Errorf("list records %s*: %w", prefix, err)
 	}
 	return recs, nil
@@ -325,10 +329,11 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 	if c != ClassEpoch && c != ClassSwitch {
 		return nil, fmt.Errorf("latest record of class %s: want e or w: %w", c, dr.ErrUsage)
 	}
-	mark, err := r.state.mark(t.prefix())
+	before, err := r.state.allMarks()
 	if err != nil {
 		return nil, err
 	}
+	mark := before[t.prefix()]
 	if mark == 0 {
 		return r.latestListed(ctx, t)
 	}
@@ -349,7 +354,7 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 	for n := high; n >= mark; n-- {
 		rec, err := r.record(ctx, Tag{Class: c, System: system, Number: n})
 		if err == nil {
-			return rec, r.checkMark(t.prefix(), n, authentic)
+			return rec, r.checkMark(before, t.prefix(), n, authentic)
 		}
 		if !about(err) {
 			return nil, fmt.Errorf("latest record %s*: %w", t.prefix(), err)
@@ -360,7 +365,7 @@ func (r *Repo) Latest(ctx context.Context, c Class, system dr.System) (*Record, 
 		r.log.Warn("a record does not verify", "tag", t.prefix(), "number", n, "error", err)
 	}
 	if authentic == 0 {
-		return nil, r.checkMark(t.prefix(), 0, 0)
+		return nil, r.checkMark(before, t.prefix(), 0, 0)
 	}
 	return r.latestListed(ctx, t)
 }

@@ -95,6 +95,9 @@ func (r *Repo) openRelocation(ctx context.Context, t Tag, m store.Manifest) (s *
 	if c.Snapshot != rec.Snapshot {
 		return nil, nil, nil, tampered("it speaks of snapshot %s and carries %s", rec.Snapshot.Short(), c.Snapshot.Short())
 	}
+	if err := r.witness(t, m.Digest); err != nil {
+		return nil, nil, nil, err
+	}
 	distrust = r.hosts.trusts(ctx, host, dr.SnapshotID{}, t.String(), m.Digest.String())
 	if distrust != nil && !errors.Is(distrust, ErrRevoked) {
 		return nil, nil, nil, distrust

@@ -355,5 +355,9 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 	}
 	r.ring.Store(seal.NewRing(s))
 	r.keys.Store(&keyState{number: rec.Number, record: rec})
-	return r.checkMark(Tag{Class: ClassKey}.prefix(), rec.Number, 0)
+	before, err := r.state.allMarks()
+	if err != nil {
+		return err
+	}
+	return r.checkMark(before, Tag{Class: ClassKey}.prefix(), rec.Number, 0)
 }

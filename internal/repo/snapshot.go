@@ -169,6 +169,10 @@ func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []P
 // allSnapshots is Snapshots, with those that another tag of the same snapshot
 // has replaced.
 func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot, []Problem, error) {
+	before, err := r.state.allMarks()
+	if err != nil {
+		return nil, nil, err
+	}
 	places, problems, err := r.listPlaces(ctx, system)
 	if err != nil {
 		return nil, nil, err
@@ -182,10 +186,7 @@ func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot,
 	}
 	problems = append(problems, bad...)
 	last := map[dr.SnapshotID]dr.Number{}
-	newest, err := r.markedSystems(system)
-	if err != nil {
-		return nil, nil, err
-	}
+	newest := markedSystems(before, system)
 	for _, s := range found {
 		last[s.ID] = max(last[s.ID], s.Number)
 		newest[s.System] = max(newest[s.System], s.Number)
@@ -196,7 +197,7 @@ func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot,
 	}
 	for sys, n := range newest {
 		p := Tag{Class: ClassSnapshot, System: sys}.prefix()
-		if err := r.checkMark(p, n, shown[sys]); errors.Is(err, dr.ErrTampered) {
+		if err := r.checkMark(before, p, n, shown[sys]); errors.Is(err, dr.ErrTampered) {
 			problems = append(problems, Problem{Tag: p + "*", Err: err})
 		} else if err != nil {
 			return nil, nil, err
@@ -210,13 +211,9 @@ func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot,
 
 // markedSystems returns the systems whose snapshots this host has seen, or the
 // one given, with number 0.
-func (r *Repo) markedSystems(system dr.System) (map[dr.System]dr.Number, error) {
+func markedSystems(marks map[string]dr.Number, system dr.System) map[dr.System]dr.Number {
 	if system != "" {
-		return map[dr.System]dr.Number{system: 0}, nil
-	}
-	marks, err := r.state.allMarks()
-	if err != nil {
-		return nil, err
+		return map[dr.System]dr.Number{system: 0}
 	}
 	out := map[dr.System]dr.Number{}
 	for prefix := range marks {
@@ -224,7 +221,7 @@ func (r *Repo) markedSystems(system dr.System) (map[dr.System]dr.Number, error) 
 			out[t.System] = 0
 		}
 	}
-	return out, nil
+	return out
 }
 
 // minPrefix is the shortest prefix of a snapshot id that Find takes.
@@ -277,6 +274,10 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 		return nil, err
 	}
 	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
+	before, err := r.state.allMarks()
+	if err != nil {
+		return nil, err
+	}
 	places, problems, err := r.listPlaces(ctx, system)
 	if err != nil {
 		return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
@@ -304,7 +305,7 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 				newest = max(newest, valid)
 			}
 			if newest > 0 {
-				if err := r.checkMark(prefix, valid, newest); err != nil {
+				if err := r.checkMark(before, prefix, valid, newest); err != nil {
 					return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 				}
 			}
@@ -318,7 +319,7 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 		return s, nil
 	}
 	if newest == 0 {
-		if err := r.checkMark(prefix, 0, 0); err != nil {
+		if err := r.checkMark(before, prefix, 0, 0); err != nil {
 			return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 		}
 	}

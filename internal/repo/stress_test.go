@@ -38,7 +38,7 @@ func TestNothingIsLost(t *testing.T) {
 		}
 	}
 	rounds, from := 40, rand.Uint64N(1<<40)
-	if everything() {
+	if allTests() {
 		rounds = 3000
 	}
 	if s := os.Getenv("LIFEBOAT_TEST_SEED"); s != "" {
