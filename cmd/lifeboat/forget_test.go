@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +12,7 @@ import (
 
 	"filippo.io/age"
 
+	"lifeboat/internal/catalog"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/registry"
 	"lifeboat/internal/registry/registrytest"
@@ -60,20 +63,39 @@ func (p place) store(reg *registrytest.Registry, system dr.System, n int) {
 		p.t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
+	var parent *repo.Snapshot
 	for i := range n {
-		w, err := r.NewWriter(ctx, repo.WriterOptions{System: system})
+		w, err := r.NewWriter(ctx, repo.WriterOptions{System: system, Parent: parent, Exact: true})
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		ref, err := w.Put(ctx, []byte(strings.Repeat(string(system), 1000*(i+1))))
+		b := catalog.NewBuilder(w, r.CutKey(), r.UnitID)
+		entries := []catalog.Entry{{Type: catalog.Directory, Mode: 0o755}}
+		for k := range 24 { // a file of the first snapshot stays in all of them
+			data := make([]byte, 1<<20)
+			_, _ = mathrand.NewChaCha8([32]byte{byte(k), byte(min(k, 1) * i), system[0]}).Read(data)
+			ref, err := w.Put(ctx, data)
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			entries = append(entries, catalog.Entry{
+				Path: fmt.Sprintf("%02d", k), Type: catalog.File, Mode: 0o644, Size: int64(ref.Len), Refs: []catalog.Ref{{ID: ref.ID, Len: int64(ref.Len)}},
+			})
+		}
+		for _, e := range entries {
+			if err := b.Add(ctx, e); err != nil {
+				p.t.Fatal(err)
+			}
+		}
+		tree, err := b.Close(ctx)
 		if err != nil {
 			p.t.Fatal(err)
 		}
 		root := &dr.Root{
 			Site: "main", Kind: dr.KindCurrent, Consistency: dr.ConsistentCrash, Created: time.Now().Add(-time.Duration(n-i) * time.Hour),
-			Trees: []dr.Tree{{Key: "volume:data", Kind: dr.TreeVolume, Catalog: []dr.UnitRef{ref}, Entries: 1}},
+			Trees: []dr.Tree{{Key: "volume:data", Kind: dr.TreeVolume, Catalog: tree.Table, Entries: tree.Entries, Bytes: tree.Bytes}},
 		}
-		if _, err := w.Commit(ctx, root, repo.CommitInfo{}); err != nil {
+		if parent, err = w.Commit(ctx, root, repo.CommitInfo{}); err != nil {
 			p.t.Fatal(err)
 		}
 		w.Close()
@@ -138,16 +160,45 @@ func TestForgetAndGC(t *testing.T) {
 	if count(done, true) != 3 || count(done, false) != 4 {
 		t.Fatalf("%+v", done)
 	}
+	// The first packs are needed for one file only. A locked snapshot keeps them.
+	for _, args := range [][]string{{"--max-unused", "120%"}, {"--max-unused", "x"}, {"--max-repack", "-1"}, {"--max-repack", "0"}} {
+		p.do(codeUsage, &struct{}{}, append([]string{"gc"}, args...)...)
+	}
+	var locked lockAnswer
+	p.do(codeNotFound, &struct{}{}, "snapshots", "lock", "nosuch")
+	p.do(0, &locked, "snapshots", "lock", "shop", "--reason", "a test")
+	if !locked.Locked || locked.Number != 5 {
+		t.Fatalf("%+v", locked)
+	}
 	var first, second gcAnswer
-	p.do(0, &first, "gc")
-	if first.Needed != 3 || len(first.Manifests) != 4 || first.Bytes["young"] == 0 || !first.Reclaims {
+	p.do(0, &first, "gc", "--max-unused", "unlimited")
+	if first.Needed == 0 || len(first.Manifests) == 0 || first.Bytes["young"] == 0 || !first.Reclaims || first.Compaction != nil {
 		t.Fatalf("%+v", first)
 	}
+	p.do(0, &second, "gc", "--dry-run")
+	if c := second.Compaction; c == nil || c.UnusedBytes < 20<<20 || c.Relocated > 0 {
+		t.Fatalf("%+v", second.Compaction)
+	}
+	p.do(0, &second, "gc")
+	if c := second.Compaction; c == nil || c.Rewritten == 0 || c.Relocated == 0 {
+		t.Fatalf("%+v", second.Compaction)
+	}
+	var listed listing
+	p.do(0, &listed, "snapshots")
+	for _, s := range listed.Snapshots {
+		if s.Locked != (s.System == "shop" && s.Number == 5) {
+			t.Errorf("%+v", s)
+		}
+	}
+	p.do(0, &locked, "snapshots", "unlock", "shop")
 	p.do(0, &second, "gc", "--grace", "0s")
-	if len(second.Manifests) != 4 || second.Bytes["removed"] != first.Bytes["young"] {
-		t.Fatalf("%+v", second)
+	if c := second.Compaction; c == nil || c.Relocated == 0 || second.Bytes["removed"] < 20<<20 {
+		t.Fatalf("%+v, %+v", second, second.Compaction)
 	}
 	p.do(0, &second, "gc", "--grace", "0s")
+	if c := second.Compaction; c == nil || !c.Unchanged && c.Rewritten > 0 {
+		t.Fatalf("%+v", second.Compaction)
+	}
 	var rest, verified struct{ Problems []string }
 	p.do(0, &rest, "check")
 	p.do(0, &verified, "verify")

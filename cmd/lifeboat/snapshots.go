@@ -32,7 +32,8 @@ newest snapshot of a system is older: run it anywhere but on the host that makes
 them.`,
 		Example: `  lifeboat snapshots
   lifeboat snapshots shop --json
-  lifeboat snapshots --max-age 30m`,
+  lifeboat snapshots --max-age 30m
+  lifeboat snapshots lock shop@5f0c12ab --reason "before the upgrade"`,
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeStored,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,6 +47,7 @@ them.`,
 			return a.runSnapshots(cmd.Context(), name, maxAge)
 		},
 	}
+	cmd.AddCommand(newLockCmd(a), newUnlockCmd(a))
 	cmd.Flags().DurationVar(&maxAge, "max-age", 0, "fail (3) if a system's newest snapshot is older")
 	return cmd
 }
@@ -67,6 +69,8 @@ type snapshotRow struct {
 	BytesNew    int64          `json:"bytes_new"`
 	BytesSent   int64          `json:"bytes_sent"`
 	FreezeMS    float64        `json:"freeze_ms"`
+	// Locked: it is neither forgotten nor rewritten.
+	Locked bool `json:"locked"`
 	// Proven: a drill or a failover has shown that it runs.
 	Proven bool `json:"proven"`
 }
@@ -101,6 +105,14 @@ func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
 			out.damaged++
 		}
 	}
+	locks, err := w.repo.Locks(ctx, sys)
+	if err != nil {
+		return nil, err
+	}
+	locked := map[string]bool{}
+	for _, l := range locks {
+		locked[repo.Tag{Class: repo.ClassSnapshot, System: l.System, Number: l.Number}.String()] = true
+	}
 	bySystem := map[dr.System][]repo.Snapshot{}
 	for _, s := range snaps {
 		bySystem[s.System] = append(bySystem[s.System], s)
@@ -123,7 +135,7 @@ func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
 				Snapshot: s.ID, System: s.System, Number: s.Number, Created: s.Created, Site: s.Site, Epoch: s.Epoch, Kind: s.Kind,
 				OnLine: fence.OnLine(claims, facts, s.ID), Newest: s.ID == head, Consistency: s.Consistency, Containers: s.Containers,
 				BytesTotal: s.BytesTotal, BytesNew: s.BytesNew, BytesSent: s.BytesSent, FreezeMS: float64(s.Freeze.Microseconds()) / 1000,
-				Proven: proven[s.ID],
+				Proven: proven[s.ID], Locked: locked[s.Tag],
 			})
 		}
 	}
@@ -221,6 +233,9 @@ func listingView(snapshots []snapshotRow) ui.View {
 		proven := "-"
 		if s.Proven {
 			proven = "yes"
+		}
+		if s.Locked {
+			proven += ", locked"
 		}
 		t.Rows = append(t.Rows, []string{
 			s.Snapshot.Short(), string(s.System), strconv.FormatUint(uint64(s.Number), 10),

@@ -84,13 +84,52 @@ func (a *app) open(ctx context.Context, withEngine bool) (*world, error) {
 	return a.openSource(ctx, src, withEngine)
 }
 
+// openSigning is open without an engine, for what is written and concerns none.
+func (a *app) openSigning(ctx context.Context) (*world, error) {
+	src, err := a.source()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := signingDir(src.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	key, err := repo.LoadOrCreateHostKey(dir)
+	if err != nil {
+		return nil, err
+	}
+	return a.openAs(ctx, src, false, key)
+}
+
+// signingDir is where the key is with which this machine signs: that of the only
+// engine that it has worked with, or else one of its own.
+func signingDir(stateDir string) (string, error) {
+	engines := filepath.Join(stateDir, "engines")
+	list, err := os.ReadDir(engines)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	if len(list) == 1 && list[0].IsDir() {
+		return filepath.Join(engines, list[0].Name()), nil
+	}
+	dir := filepath.Join(stateDir, "operator")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("state directory: %w (set state_dir in the configuration, or LIFEBOAT_STATE_DIR)", err)
+	}
+	return dir, nil
+}
+
 func (a *app) openSource(ctx context.Context, src source, withEngine bool) (*world, error) {
+	return a.openAs(ctx, src, withEngine, nil)
+}
+
+// openAs signs what is written with host; nil means the key of the engine.
+func (a *app) openAs(ctx context.Context, src source, withEngine bool, host *repo.HostKey) (*world, error) {
 	cfg, err := a.Config()
 	if err != nil {
 		return nil, err
 	}
-	w := &world{cfg: cfg, src: src, meter: &store.Meter{}}
-	var host *repo.HostKey
+	w := &world{cfg: cfg, src: src, meter: &store.Meter{}, site: cfg.Site}
 	if withEngine {
 		if err := a.openEngine(ctx, w); err != nil {
 			w.close()
