@@ -304,7 +304,7 @@ func (g *guard) checkNew(ctx context.Context, req *request, t tag, d digest.Dige
 	if old != "" && old != d {
 		return conflict(reasonRetired, fmt.Sprintf("tag %s was used and deleted; numbers are not given out again", t.text))
 	}
-	if before, ok := t.before(); ok {
+	if before, ok := t.before(); ok && !req.access.leavesGaps(t) {
 		ok, err := g.ledger.used(ctx, req.name, before)
 		if err != nil {
 			return g.failure("read tag", req, err)

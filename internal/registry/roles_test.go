@@ -148,3 +148,14 @@ func TestRoleMatrix(t *testing.T) {
 		t.Errorf("failure to find the holder: %v", err)
 	}
 }
+
+func TestWhoLeavesGaps(t *testing.T) {
+	t.Parallel()
+	for _, role := range []Role{RoleReader, RoleWriter, RoleStandby, RoleOperator} {
+		for text, want := range map[string]bool{"s.shop.7": true, "r.shop.7.2": true, "l.shop.7.2": true, "e.shop.7": false, "w.shop.7": false, "key.7": false, "host.7": false} {
+			if got := (Access{Role: role}).leavesGaps(parseTag(text)); got != (want && role == RoleOperator) {
+				t.Errorf("%s, %s: %v", role, text, got)
+			}
+		}
+	}
+}
