@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -76,7 +77,9 @@ func (t *timed) Precopy(ctx context.Context) error {
 // about processes of this host.
 func (a *archives) host() (*freeze.Host, error) { return nil, nil }
 
-func (a *archives) frozen(*freeze.Set) error { return nil }
+func (a *archives) look(*freeze.Set) error { return nil }
+
+func (a *archives) report(*slog.Logger) {}
 
 func (a *archives) slow() string {
 	limit := a.run.opts.FreezeMax

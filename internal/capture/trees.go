@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strconv"
 	"time"
 
 	"lifeboat/internal/dr"
@@ -43,10 +45,13 @@ type access interface {
 	// host is where the freezers of containers are looked for; nil where only
 	// the engine can stop them.
 	host() (*freeze.Host, error)
-	// frozen is told when everything stands still, before the trees are secured.
-	frozen(set *freeze.Set) error
+	// look finds what the processes hold of the trees: once before the freeze, and
+	// again when everything stands still, before the trees are secured.
+	look(set *freeze.Set) error
 	// slow says what helps against a freeze that took too long.
 	slow() string
+	// report logs what the operator should know of how the trees were read.
+	report(log *slog.Logger)
 }
 
 // files is access to the files of the engine's host.
@@ -65,7 +70,7 @@ func (f *files) open(sys *engine.System) ([]*captured, error) {
 	var out []*captured
 	for _, s := range srcs {
 		c, err := tree.NewCapture(tree.CaptureOptions{
-			Root: s.path, Overlay: s.overlay, Key: s.key,
+			Root: s.path, Overlay: s.overlay, Merged: s.merged, Key: s.key,
 			StateDir: r.sysDir, Exclude: s.exclude, CutKey: r.deps.Repo.CutKey(), UnitID: r.deps.Repo.UnitID,
 			Sink: r.writer, Budget: budget, Progress: r.opts.Progress.Bytes,
 		})
@@ -80,23 +85,34 @@ func (f *files) open(sys *engine.System) ([]*captured, error) {
 
 func (f *files) host() (*freeze.Host, error) { return freeze.OpenHost("/proc", "") }
 
-// frozen finds what processes may change through shared maps without a trace.
-func (f *files) frozen(set *freeze.Set) error {
+// look finds what processes may change without a trace.
+func (f *files) look(set *freeze.Set) error {
 	pids, err := set.Pids()
 	if err != nil {
 		return err
 	}
-	mapped, err := tree.MappedShared(pids)
+	held, err := tree.OpenFiles(pids)
 	if err != nil {
-		return fmt.Errorf("files mapped by the system: %w", err)
+		return fmt.Errorf("files held by the system: %w", err)
 	}
 	for _, t := range f.trees {
-		t.AddMapped(mapped)
+		if err := t.AddOpen(held); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 func (f *files) slow() string { return "raise freeze_max, or give secure_buffer more memory" }
+
+func (f *files) report(log *slog.Logger) {
+	for _, t := range f.trees {
+		if missed := t.Report().Missed; len(missed) > 0 {
+			log.Warn("changes escaped the watch on this tree; this snapshot has them, and from now on every entry is looked at while frozen",
+				"tree", t.Key(), "paths", len(missed), "first", missed[0])
+		}
+	}
+}
 
 // source is where a tree lies on this host.
 type source struct {
@@ -104,6 +120,7 @@ type source struct {
 	kind    dr.TreeKind
 	path    string // of this process's mount namespace
 	overlay bool
+	merged  string   // of a layer: its whole as the running container sees it
 	exclude []string // paths inside
 }
 
@@ -128,8 +145,12 @@ func sources(sys *engine.System, exclude []Exclude) ([]source, error) {
 		return nil
 	}
 	for _, c := range sys.Containers {
+		n := len(out)
 		if err := add(c.Layer, dr.TreeLayer, c.LayerPath.Upper); err != nil {
 			return nil, err
+		}
+		if len(out) > n && c.InitPID != 0 {
+			out[n].merged = "/proc/" + strconv.Itoa(c.InitPID) + "/root"
 		}
 	}
 	for _, v := range sys.Volumes {
@@ -179,12 +200,15 @@ func (r *run) freezeAndSecure(ctx context.Context) error {
 	}
 	defer set.Close()
 	r.opts.Progress.Phase("freeze")
+	if err := r.access.look(set); err != nil {
+		return err
+	}
 	r.opts.Hook("freezing")
 	r.frozen, err = freeze.Do(ctx, set, freeze.Options{
 		FreezeMax: r.opts.FreezeMax, StateDir: r.deps.State.Dir(), Logger: r.deps.Log,
 	}, func(ctx context.Context) error {
 		r.opts.Hook("frozen")
-		if err := r.access.frozen(set); err != nil {
+		if err := r.access.look(set); err != nil {
 			return err
 		}
 		g, ctx := errgroup.WithContext(ctx)
@@ -259,6 +283,7 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 			r.degraded(t.key, res.Degraded)
 		}
 	}
+	r.access.report(r.deps.Log)
 	if err := r.projectFiles(ctx); err != nil {
 		return nil, err
 	}

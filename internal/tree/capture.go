@@ -41,6 +41,12 @@ type CaptureOptions struct {
 	Overlay bool
 	// CrossMounts also takes what is mounted below Root.
 	CrossMounts bool
+	// Merged is the root of the overlay as its container sees it, while that runs.
+	// Needed with Overlay for a watch that sees all: without it everything is
+	// looked at when frozen if the container writes meanwhile.
+	Merged string
+	// NoWatch looks at every entry while frozen.
+	NoWatch bool
 	// Exclude lists paths relative to Root that are left out with all below.
 	Exclude []string
 	// StateDir is a directory of this program's own, mode 0700: statcaches and
@@ -78,6 +84,9 @@ type CaptureStats struct {
 	BytesSecured int64 // taken hold of in Secure, reflinks by their size
 	FilesRead    int64 // read in Precopy
 	FilesSecured int64
+	// Looked is how many entries Secure looked at: all, or those that the watch
+	// spoke of and those that processes hold.
+	Looked int64
 	// BytesSpooled is the part of BytesSecured that went to the spool file.
 	BytesSpooled int64
 }
@@ -92,6 +101,9 @@ type Report struct {
 	// Unstable are files that changed while Secure read them, because something
 	// outside the frozen system writes there. Their content may mix two states.
 	Unstable []string
+	// Missed are changes that the watch did not speak of and a full pass found.
+	// The tree is not watched any more then.
+	Missed []string
 }
 
 // Capture takes one tree in passes: Precopy while everything runs, Secure
@@ -111,10 +123,18 @@ type Capture struct {
 	identity [32]byte
 	trustFS  bool
 
-	state  string   // path of the statcache
-	pass1  *os.File // records of Precopy
-	next   *os.File // the new statcache, until CommitCache
-	mapped map[uint64]struct{}
+	state  string    // path of the statcache
+	pass1  *os.File  // records of Precopy
+	next   *os.File  // the new statcache, until CommitCache
+	frames []frameAt // of pass1
+	pass1n uint64    // records of pass1
+
+	watch     *watch // nil: every entry is looked at in Secure
+	care      care
+	mergedDev uint64
+	touched   map[string]touch
+	inodes    map[uint64]*heldFile
+	names     map[string]bool // held files of the merged mount, true: mapped
 
 	sec    *securing
 	groups map[DevIno]uint32 // names per hard-linked file in the last walk
@@ -124,8 +144,11 @@ type Capture struct {
 	report Report
 
 	entries, scanned, read, secured, spooled atomic.Int64
-	filesRead, filesSecured                  atomic.Int64
+	filesRead, filesSecured, looked          atomic.Int64
 }
+
+// DevIno names an inode by the numbers of its device and its own.
+type DevIno struct{ Dev, Ino uint64 }
 
 // NewCapture opens the tree. It reads nothing yet. Close it in any case.
 func NewCapture(o CaptureOptions) (*Capture, error) {
@@ -148,10 +171,17 @@ func NewCapture(o CaptureOptions) (*Capture, error) {
 	c := &Capture{
 		o: o, root: root, cutter: cut.New(o.CutKey), meta: o.Sink,
 		trustFS: slices.Contains(o.TrustedFS, root.fsMagic), clock: o.Now,
-		mapped: map[uint64]struct{}{}, report: Report{LostXattrs: map[string]int64{}},
+		inodes: map[uint64]*heldFile{}, names: map[string]bool{}, report: Report{LostXattrs: map[string]int64{}},
 	}
 	if c.clock == nil {
 		c.clock = time.Now
+	}
+	if o.Merged != "" {
+		var st Stat
+		if err := follow(o.Merged, &st); err != nil {
+			return nil, errors.Join(fmt.Errorf("merged mount of tree %s: %w", o.Root, err), root.Close())
+		}
+		c.mergedDev = st.Dev
 	}
 	c.identity, c.state = cacheName(o.StateDir, o.Key, o.Overlay, o.UnitID)
 	o.Budget.hold()
@@ -172,25 +202,18 @@ func (c *Capture) Stats() CaptureStats {
 	return CaptureStats{
 		Entries: c.entries.Load(), BytesScanned: c.scanned.Load(), BytesRead: c.read.Load(),
 		BytesSecured: c.secured.Load(), BytesSpooled: c.spooled.Load(),
-		FilesRead: c.filesRead.Load(), FilesSecured: c.filesSecured.Load(),
+		FilesRead: c.filesRead.Load(), FilesSecured: c.filesSecured.Load(), Looked: c.looked.Load(),
 	}
 }
+
+// Key is CaptureOptions.Key.
+func (c *Capture) Key() string { return c.o.Key }
 
 // Report returns what could not be taken as it is, once Finish is done.
 func (c *Capture) Report() Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.report
-}
-
-// AddMapped names files that processes of the system have mapped shared and
-// writable; Secure takes them whatever their timestamps say. Device numbers in
-// /proc/<pid>/maps are those of the mount, not of statx, on overlay and btrfs,
-// so inode numbers decide: one too many costs a copy, one too few a change.
-func (c *Capture) AddMapped(set map[DevIno]struct{}) {
-	for id := range set {
-		c.mapped[id.Ino] = struct{}{}
-	}
 }
 
 // Close releases everything. A statcache that was not committed is dropped.
@@ -200,6 +223,10 @@ func (c *Capture) Close() error {
 	}
 	errs := []error{c.root.Close()}
 	c.root = nil
+	if c.watch != nil {
+		errs = append(errs, c.watch.close())
+		c.watch = nil
+	}
 	if c.pass1 != nil {
 		errs = append(errs, c.pass1.Close())
 		c.pass1 = nil

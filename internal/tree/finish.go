@@ -37,7 +37,7 @@ func (c *Capture) finish(ctx context.Context) (dr.Tree, error) {
 		return dr.Tree{}, fmt.Errorf("new statcache: %w", err)
 	}
 	c.next = f
-	out, err := newRecordWriter(f, c.identity)
+	out, err := newRecordWriter(f, c.identity, c.care)
 	if err != nil {
 		return dr.Tree{}, fmt.Errorf("new statcache: %w", err)
 	}

@@ -11,11 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/catalog"
 	"lifeboat/internal/dr"
@@ -174,9 +176,11 @@ func (f *fixture) capture(between func()) (dr.Tree, *tree.Capture) {
 	if err := c.Precopy(f.t.Context()); err != nil {
 		f.t.Fatal(err)
 	}
+	f.held(c)
 	if between != nil {
 		between()
 	}
+	f.held(c)
 	if err := c.Secure(f.t.Context()); err != nil {
 		f.t.Fatal(err)
 	}
@@ -192,6 +196,30 @@ func (f *fixture) capture(between func()) (dr.Tree, *tree.Capture) {
 	}
 	f.clean()
 	return res, c
+}
+
+// held tells the capture what this process holds, as for those of a system.
+func (f *fixture) held(c *tree.Capture) {
+	f.t.Helper()
+	files, err := tree.OpenFiles([]int{os.Getpid()})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if o := f.options(); o.Merged != "" {
+		// As for a process whose root is the merged mount.
+		var st unix.Stat_t
+		if err := unix.Stat(o.Merged, &st); err != nil {
+			f.t.Fatal(err)
+		}
+		for i := range files {
+			if name, ok := strings.CutPrefix(files[i].Path, o.Merged); ok {
+				files[i].Path, files[i].RootDev = name, st.Dev
+			}
+		}
+	}
+	if err := c.AddOpen(files); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 // clean fails when the state directory holds anything but statcaches.

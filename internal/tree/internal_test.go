@@ -120,12 +120,13 @@ func TestParseMaps(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	set := map[DevIno]struct{}{}
-	if err := parseMaps(f, set); err != nil {
+	p := process{rootDev: 7, set: map[OpenFile]struct{}{}}
+	if err := p.maps(f); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := set[DevIno{unix.Mkdev(8, 2), 173521}]; !ok || len(set) != 1 {
-		t.Errorf("%v", set)
+	want := OpenFile{Dev: unix.Mkdev(8, 2), Ino: 173521, Path: "/a file", RootDev: 7, Mapped: true}
+	if _, ok := p.set[want]; !ok || len(p.set) != 1 {
+		t.Errorf("%v", p.set)
 	}
 }
 
@@ -165,7 +166,7 @@ func FuzzRecords(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	w, err := newRecordWriter(out, [32]byte{})
+	w, err := newRecordWriter(out, [32]byte{}, care{})
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -48,9 +48,17 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 		_ = c.pass1.Close()
 	}
 	c.pass1 = f
-	out, err := newRecordWriter(f, c.identity)
+	out, err := newRecordWriter(f, c.identity, care{})
 	if err != nil {
 		return fmt.Errorf("temporary file: %w", err)
+	}
+	out.indexed = !strict
+	if c.watch != nil {
+		_ = c.watch.close()
+		c.watch = nil
+	}
+	if !strict {
+		c.beginWatch()
 	}
 	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
@@ -72,8 +80,13 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 	g.Go(func() error {
 		defer close(p.queue)
 		defer close(p.jobs)
-		skipped, err := Walk(ctx, c.root, WalkOptions{Exclude: c.o.Exclude, Lenient: !strict}, p.visit)
+		o := WalkOptions{Exclude: c.o.Exclude, Lenient: !strict}
+		if c.watch != nil {
+			o.opened = c.watch.directory
+		}
+		skipped, err := Walk(ctx, c.root, o, p.visit)
 		c.report.Skipped = skipped
+		p.unwatched(skipped)
 		p.seal()
 		return err
 	})
@@ -81,6 +94,7 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 		err = outer.Err()
 	}
 	c.entries.Store(p.entries)
+	c.frames, c.pass1n = out.index, out.n
 	if err != nil {
 		return fmt.Errorf("read tree %s: %w", c.o.Root, err)
 	}
@@ -171,6 +185,19 @@ func (p *precopier) visit(v *Visit) error {
 	p.jobs <- j
 	p.sealIfFull()
 	return nil
+}
+
+// unwatched gives the watch up where a directory could not be read: it was not
+// watched either.
+func (p *precopier) unwatched(skipped []Skip) {
+	if p.c.watch == nil {
+		return
+	}
+	for _, s := range skipped {
+		if s.Reason != mountPoint {
+			p.c.watch.giveUp("a directory could not be read: " + s.Path)
+		}
+	}
 }
 
 // path and body append the two halves of a record to the batch.
@@ -358,6 +385,9 @@ func (p *precopier) read(r *entryReader, j *readJob) error {
 	}
 	if st := &j.stat; st.IsRegular() && (!rec.has(recTrusted) || p.start.Unix()-st.MtimeSec < hotSeconds) {
 		p.hot.Add(st.Size)
+	}
+	if p.c.watch != nil && !rec.has(recTrusted) {
+		p.c.watch.note(j.path)
 	}
 	j.body = appendRecordBody(nil, &rec)
 	return nil

@@ -17,7 +17,7 @@ import (
 // one, and so is what Precopy hands to Secure. It is local and disposable;
 // checksums make sure that a damaged one is not believed.
 //
-//	"LBTC" version identity[32], then frames:
+//	"LBTC" version identity[32] care[9], then frames:
 //	  kind byte · length uint32 · crc32c uint32 · data
 //	kind R: records, front-coded within the frame
 //	kind L: up to catalog.ListRefs refs of one long content list, named by
@@ -25,8 +25,8 @@ import (
 //	kind E: uvarint number of records; the end. A file without it is not whole
 const (
 	recordMagic   = "LBTC"
-	recordVersion = 1
-	recordHeader  = len(recordMagic) + 1 + 32
+	recordVersion = 2
+	recordHeader  = len(recordMagic) + 1 + 32 + 9
 
 	frameRecords = 'R'
 	frameList    = 'L'
@@ -179,15 +179,37 @@ type recordWriter struct {
 	buf []byte
 	err error
 
-	frame []byte // records so far
-	prev  []byte // path of the last
-	n     uint64
+	frame  []byte // records so far
+	prev   []byte // path of the last
+	n      uint64
+	framed uint64 // of n, before frame
+
+	indexed bool // keep index
+	index   []frameAt
 }
 
-func newRecordWriter(f *os.File, identity [32]byte) (*recordWriter, error) {
+// frameAt is where a frame of records lies.
+type frameAt struct {
+	off    int64
+	before uint64 // records before it
+	first  []byte // path of its first record
+}
+
+// care is what a statcache says of the watch on its tree.
+type care struct {
+	full     int64 // when the whole tree was last looked at in Secure, seconds since 1970
+	distrust bool  // a change was found then that the watch had missed
+}
+
+func newRecordWriter(f *os.File, identity [32]byte, c care) (*recordWriter, error) {
 	w := &recordWriter{f: f}
 	head := append([]byte(recordMagic), recordVersion)
 	head = append(head, identity[:]...)
+	head = binary.LittleEndian.AppendUint64(head, uint64(c.full))
+	head = append(head, 0)
+	if c.distrust {
+		head[len(head)-1] = 1
+	}
 	if _, err := f.WriteAt(head, 0); err != nil {
 		return nil, err
 	}
@@ -238,17 +260,32 @@ func (w *recordWriter) addFrame(data []byte, n int) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
+	before := w.n
 	w.n += uint64(n)
-	_, err := w.writeFrame(frameRecords, data)
-	return err
+	w.framed = w.n
+	return w.records(data, before)
+}
+
+// records writes a frame of records and remembers where it is.
+func (w *recordWriter) records(data []byte, before uint64) error {
+	off, err := w.writeFrame(frameRecords, data)
+	if err != nil || !w.indexed {
+		return err
+	}
+	var first record
+	if err := (&fields{b: data}).next(&first); err != nil {
+		return err
+	}
+	w.index = append(w.index, frameAt{off, before, first.path})
+	return nil
 }
 
 func (w *recordWriter) flush() error {
 	if len(w.frame) == 0 {
 		return nil
 	}
-	_, err := w.writeFrame(frameRecords, w.frame)
-	w.frame = w.frame[:0]
+	err := w.records(w.frame, w.framed)
+	w.frame, w.framed = w.frame[:0], w.n
 	return err
 }
 
@@ -270,6 +307,13 @@ type recordReader struct {
 	rec   record
 	ended bool
 	n     uint64
+	care  care
+}
+
+// jump goes on with the frame at. It must be one of this file's.
+func (r *recordReader) jump(at frameAt) {
+	r.off, r.n, r.left, r.ended = at.off, at.before, fields{}, false
+	r.rec.path = r.rec.path[:0]
 }
 
 // openRecords checks the head of a record file.
@@ -279,10 +323,12 @@ func openRecords(f io.ReaderAt, identity [32]byte) (*recordReader, error) {
 		return nil, err
 	}
 	if string(head[:len(recordMagic)]) != recordMagic || head[len(recordMagic)] != recordVersion ||
-		[32]byte(head[len(recordMagic)+1:]) != identity {
+		[32]byte(head[len(recordMagic)+1:len(recordMagic)+33]) != identity {
 		return nil, fmt.Errorf("statcache of another tree, repository or version")
 	}
-	return &recordReader{f: f, off: int64(recordHeader)}, nil
+	tail := head[len(recordMagic)+1+32:]
+	c := care{full: int64(binary.LittleEndian.Uint64(tail)), distrust: tail[8] != 0}
+	return &recordReader{f: f, off: int64(recordHeader), care: c}, nil
 }
 
 // next returns the next record, valid until the call after, or io.EOF at the

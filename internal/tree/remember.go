@@ -60,7 +60,7 @@ func recordTree(ctx context.Context, path string, target *catalog.Reader, o Appl
 	if c.next, err = os.CreateTemp(o.StateDir, "lifeboat-*.tmp"); err != nil {
 		return err
 	}
-	out, err := newRecordWriter(c.next, c.identity)
+	out, err := newRecordWriter(c.next, c.identity, c.care)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"sync"
 	"time"
@@ -57,11 +56,15 @@ type securing struct {
 	steps []step
 
 	before  *recordReader // records of Precopy
-	head    *record
+	head    *record       // the next of them that is not accounted for, nil: to be read
 	jobs    chan *securedEntry
 	entries []*securedEntry
+	fast    bool // only candidates are visited, and entries wait until all were
+	check   bool // all are visited, and compared with what the watch said
+	misses  []string
 
 	mu       sync.Mutex
+	helpers  sync.Pool // of *secureReader, for stretches
 	spool    *spool
 	reflink  bool // the file system can
 	reflinks int
@@ -81,11 +84,15 @@ func (s *securing) close() error {
 	return errors.Join(errs...)
 }
 
-// Secure looks at every entry and takes hold of all content that Precopy does
-// not have for certain: what is new, changed, too young to tell, mapped shared
-// and writable (AddMapped), or on a file system that is not trusted. It runs
-// while the system is frozen, or while nothing of it runs. It reads, compares
-// and copies; it does not touch network or terminal, and cuts nothing.
+// Secure takes hold of all content that Precopy does not have for certain: what
+// is new, changed, too young to tell, mapped shared and writable (AddOpen), or
+// on a file system that is not trusted. It runs while the system is frozen, or
+// while nothing of it runs. It reads, compares and copies; it does not touch
+// network or terminal, and cuts nothing.
+//
+// Where the tree was watched since its directories were read, only what was
+// touched is looked at, and what processes hold; else, and once a day, every
+// entry (docs/adr/0011).
 //
 // Bytes go to a reflink where the file system can, else to the budget's
 // memory; beyond that only the pieces that differ from what Precopy put are
@@ -99,35 +106,98 @@ func (c *Capture) Secure(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	s := &securing{c: c, ctx: ctx, start: c.clock(), jobs: make(chan *securedEntry, 1024), reflink: true}
 	c.sec = s
-	c.groups = map[DevIno]uint32{}
-	if c.pass1 != nil {
-		var err error
-		if s.before, err = openRecords(c.pass1, c.identity); err != nil {
-			return fmt.Errorf("secure tree %s: temporary file: %w", c.o.Root, err)
-		}
-	}
 	for range c.o.Workers {
 		g.Go(s.work)
 	}
-	n := int64(0)
 	g.Go(func() error {
 		defer close(s.jobs)
-		skipped, err := Walk(ctx, c.root, WalkOptions{Exclude: c.o.Exclude}, func(v *Visit) error {
-			n++
-			return s.visit(v)
-		})
-		c.report.Skipped = skipped
-		return err
+		return s.look(ctx)
 	})
 	err := g.Wait()
 	if err == nil {
 		err = outer.Err()
 	}
-	c.entries.Store(n)
+	c.entries.Store(s.count())
 	if err != nil {
 		return fmt.Errorf("secure tree %s: %w", c.o.Root, err)
 	}
 	return nil
+}
+
+// look visits what has to be looked at.
+func (s *securing) look(ctx context.Context) error {
+	c := s.c
+	list, ok := c.candidates()
+	if ok && !c.fullDue() {
+		if err := s.rewind(); err != nil {
+			return err
+		}
+		err := s.partial(ctx, list)
+		if err == nil {
+			c.looked.Store(int64(len(list)))
+			return s.queue(ctx)
+		}
+		if !errors.Is(err, errFull) {
+			return err
+		}
+	}
+	s.fast, s.check = false, ok
+	s.steps, s.entries = nil, nil
+	c.groups = map[DevIno]uint32{}
+	if err := s.rewind(); err != nil {
+		return err
+	}
+	n := int64(0)
+	skipped, err := Walk(ctx, c.root, WalkOptions{Exclude: c.o.Exclude}, func(v *Visit) error {
+		n++
+		return s.visit(v)
+	})
+	c.report.Skipped = skipped
+	c.looked.Store(n)
+	if err == nil {
+		c.care.full = s.start.Unix()
+		c.care.distrust = c.care.distrust || len(s.misses) > 0
+		c.report.Missed = s.misses
+	}
+	return err
+}
+
+// rewind begins with the first record of Precopy.
+func (s *securing) rewind() (err error) {
+	s.before, s.head = nil, nil
+	if s.c.pass1 == nil {
+		return nil
+	}
+	if s.before, err = openRecords(s.c.pass1, s.c.identity); err != nil {
+		return fmt.Errorf("temporary file: %w", err)
+	}
+	return nil
+}
+
+// queue hands what candidates led to to the workers.
+func (s *securing) queue(ctx context.Context) error {
+	for _, e := range s.entries {
+		select {
+		case s.jobs <- e:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// count is how many entries the tree has.
+func (s *securing) count() int64 {
+	n := int64(0)
+	for _, st := range s.steps {
+		switch {
+		case st.kind == stepCopy:
+			n += int64(st.n)
+		case st.kind == stepNew && !st.file.gone:
+			n++
+		}
+	}
+	return n
 }
 
 // step appends an instruction; runs of the same kind become one.
@@ -139,46 +209,54 @@ func (s *securing) step(kind stepKind, e *securedEntry) {
 	s.steps = append(s.steps, step{kind: kind, n: 1, file: e})
 }
 
+// stepN is n times step, of records.
+func (s *securing) stepN(kind stepKind, n int) {
+	if n > 0 {
+		s.step(kind, nil)
+		s.steps[len(s.steps)-1].n += n - 1
+	}
+}
+
 // lookup moves Precopy's records on to path and returns its record, or nil.
 // The record returned is accounted for by the caller.
 func (s *securing) lookup(path []byte) (*record, error) {
-	for s.before != nil {
-		if s.head == nil {
-			r, err := s.before.next()
-			if errors.Is(err, io.EOF) {
-				s.before = nil
-				break
-			}
-			if err != nil {
-				return nil, fmt.Errorf("temporary file: %w", err)
-			}
-			s.head = r
+	for {
+		if err := s.load(); err != nil || s.head == nil {
+			return nil, err
 		}
 		order := comparePaths(s.head.path, path)
 		if order > 0 {
-			break
+			return nil, nil
 		}
 		r := s.head
 		s.head = nil
 		if order == 0 {
 			return r, nil
 		}
+		if s.fast && s.c.linked(&r.stat) {
+			return nil, errFull
+		}
 		s.step(stepDrop, nil)
 	}
-	return nil, nil
 }
 
 // visit decides about one entry. It runs in the walk's goroutine.
 func (s *securing) visit(v *Visit) error {
 	c, st := s.c, v.Stat
-	later := c.laterLink(st)
 	old, err := s.lookup(v.Path)
 	if err != nil {
 		return err
 	}
-	if old != nil && s.holds(old, st, later) {
+	if s.fast && (c.linked(st) || old != nil && c.linked(&old.stat)) {
+		return errFull // its other names have to be looked at too
+	}
+	later := c.laterLink(st)
+	if old != nil && s.holds(v.Path, old, st, later) {
 		s.step(stepCopy, nil)
 		return nil
+	}
+	if s.missed(v.Path, old, st) {
+		s.misses = append(s.misses, string(v.Path))
 	}
 	e := &securedEntry{path: string(v.Path), rec: record{stat: *st, flags: recUsable}}
 	if old != nil {
@@ -193,6 +271,9 @@ func (s *securing) visit(v *Visit) error {
 		e.old = append([]byte{}, old.content...)
 	}
 	s.entries = append(s.entries, e)
+	if s.fast {
+		return nil
+	}
 	select {
 	case s.jobs <- e:
 		return nil
@@ -202,7 +283,7 @@ func (s *securing) visit(v *Visit) error {
 }
 
 // holds reports whether Precopy's record still says everything about an entry.
-func (s *securing) holds(old *record, st *Stat, later bool) bool {
+func (s *securing) holds(path []byte, old *record, st *Stat, later bool) bool {
 	switch {
 	case !old.has(recUsable), !old.stat.Same(st):
 		return false
@@ -216,8 +297,7 @@ func (s *securing) holds(old *record, st *Stat, later bool) bool {
 		return false
 	}
 	if st.IsRegular() {
-		_, mapped := s.c.mapped[st.Ino]
-		return !mapped
+		return !s.c.mappedNow(path, st.Ino)
 	}
 	return true
 }
@@ -321,14 +401,7 @@ func (r *secureReader) bytes(fd int, e *securedEntry) error {
 			return err
 		}
 	}
-	fits, err := r.toMemory(fd, e)
-	if err != nil || fits {
-		return err
-	}
-	if e.old != nil {
-		return r.compare(fd, e)
-	}
-	return r.spoolFile(fd, e)
+	return r.stretches(fd, e)
 }
 
 // cloneFile reflinks the file into an unnamed one on the same file system.

@@ -1,8 +1,11 @@
 package tree
 
 import (
+	"errors"
 	"fmt"
 	"sort"
+
+	"golang.org/x/sync/errgroup"
 
 	"lifeboat/internal/catalog"
 )
@@ -19,21 +22,94 @@ type segment struct {
 
 func (g *segment) raw() bool { return g.memory != nil || g.spooled }
 
-// toMemory copies the file's data into the budget, or reports that it does not
-// fit.
-func (r *secureReader) toMemory(fd int, e *securedEntry) (bool, error) {
+// stretchBytes is about how much of a large file one goroutine takes hold of at
+// a time.
+const stretchBytes = 8 << 20
+
+// stretches takes hold of the content of a file, several stretches of a large
+// one at the same time.
+func (r *secureReader) stretches(fd int, e *securedEntry) error {
 	size := e.rec.stat.Size
+	if size <= 2*stretchBytes {
+		var refs []catalog.Ref
+		if e.old != nil {
+			if err := content(r.c.pass1, e.old, func(ref catalog.Ref) error { refs = append(refs, ref); return nil }); err != nil {
+				return err
+			}
+		}
+		return r.stretch(fd, e, refs, 0, size)
+	}
+	g := new(errgroup.Group)
+	g.SetLimit(r.c.o.Workers)
+	var parts []*securedEntry
+	begin := func(refs []catalog.Ref, from, to int64) {
+		part := &securedEntry{path: e.path, rec: e.rec}
+		parts = append(parts, part)
+		g.Go(func() error {
+			h, _ := r.s.helpers.Get().(*secureReader)
+			if h == nil {
+				h = newSecureReader(r.s)
+			}
+			defer r.s.helpers.Put(h)
+			return h.stretch(fd, part, refs, from, to)
+		})
+	}
+	from, at := int64(0), int64(0)
+	var refs []catalog.Ref
+	var err error
+	if e.old != nil {
+		err = content(r.c.pass1, e.old, func(ref catalog.Ref) error {
+			if at >= size || r.s.ctx.Err() != nil {
+				return r.s.ctx.Err()
+			}
+			refs = append(refs, ref)
+			if at += ref.Len; at-from >= stretchBytes {
+				begin(refs, from, min(at, size))
+				from, refs = at, nil
+			}
+			return nil
+		})
+	}
+	for from < size && err == nil && r.s.ctx.Err() == nil {
+		to := min(from+max(stretchBytes, at-from), size)
+		begin(refs, from, to)
+		from, refs = to, nil
+	}
+	if err := errors.Join(err, g.Wait(), r.s.ctx.Err()); err != nil {
+		return err
+	}
+	for _, p := range parts {
+		e.segs = append(e.segs, p.segs...)
+	}
+	return nil
+}
+
+// stretch takes hold of the bytes from..to of a file: into the budget's memory
+// while they fit, else by comparing them with refs, the pieces that Precopy put
+// from there on; what is neither known nor fits goes to the spool.
+func (r *secureReader) stretch(fd int, e *securedEntry, refs []catalog.Ref, from, to int64) error {
+	fits, err := r.toMemory(fd, e, from, to)
+	if err != nil || fits {
+		return err
+	}
+	return r.compare(fd, e, refs, from, to)
+}
+
+// toMemory copies a stretch of the file into the budget, or reports that it does
+// not fit.
+func (r *secureReader) toMemory(fd int, e *securedEntry, from, to int64) (bool, error) {
 	var runs []extent
-	ext := newExtents(fd, &e.rec.stat, size)
+	ext := newExtents(fd, &e.rec.stat, e.rec.stat.Size)
 	total := int64(0)
-	for off := int64(0); off < size; {
+	for off := from; off < to; {
 		x, ok, err := ext.next(off)
 		if err != nil {
 			return false, err
 		}
-		if !ok {
+		if !ok || x.from >= to {
 			break
 		}
+		x = extent{max(x.from, off), min(x.to, to)}
 		runs = append(runs, x)
 		total += x.to - x.from
 		off = x.to
@@ -42,7 +118,7 @@ func (r *secureReader) toMemory(fd int, e *securedEntry) (bool, error) {
 	if parts == nil && total > 0 {
 		return false, nil
 	}
-	off := int64(0)
+	off := from
 	for _, x := range runs {
 		e.hole(off, x.from)
 		for off = x.from; off < x.to; {
@@ -68,7 +144,7 @@ func (r *secureReader) toMemory(fd int, e *securedEntry) (bool, error) {
 			}
 		}
 	}
-	e.hole(off, size)
+	e.hole(off, to)
 	return true, nil
 }
 
@@ -78,50 +154,46 @@ func (e *securedEntry) hole(from, to int64) {
 	}
 }
 
-// compare keeps what differs from the pieces that Precopy put: the file is too
-// large for the budget, so it is hashed in place.
-func (r *secureReader) compare(fd int, e *securedEntry) error {
-	size := e.rec.stat.Size
-	ext := newExtents(fd, &e.rec.stat, size)
-	at := int64(0)
-	err := content(r.c.pass1, e.old, func(ref catalog.Ref) error {
-		from, to := at, min(at+ref.Len, size)
-		at += ref.Len
-		if from >= size {
+// compare keeps what differs from refs, the pieces that Precopy put from offset
+// from on: the stretch does not fit into the budget, so it is hashed in place.
+func (r *secureReader) compare(fd int, e *securedEntry, refs []catalog.Ref, from, to int64) error {
+	ext := newExtents(fd, &e.rec.stat, e.rec.stat.Size)
+	for _, ref := range refs {
+		if from >= to {
 			return nil
 		}
-		x, ok, err := ext.next(from)
-		if err != nil {
+		end := min(from+ref.Len, to)
+		if err := r.comparePiece(fd, e, ext, ref, from, end); err != nil {
 			return err
 		}
-		whole := ok && x.from <= from && x.to >= to
-		if ref.Hole || !whole || to-from != ref.Len {
-			return r.keep(fd, e, ext, from, to)
-		}
-		data := r.scratch(int(ref.Len))
-		n, err := r.read(fd, data, from)
-		if err != nil || n < len(data) {
-			return err
-		}
-		if r.c.o.UnitID(data) == ref.ID {
-			if k := len(e.segs) - 1; k >= 0 && e.segs[k].same && e.segs[k].off+e.segs[k].n == from {
-				e.segs[k].n += ref.Len
-				return nil
-			}
-			e.segs = append(e.segs, segment{off: from, n: ref.Len, same: true})
-			return nil
-		}
-		return r.keepBytes(e, data, from)
-	})
+		from = end
+	}
+	return r.keep(fd, e, ext, from, to)
+}
+
+// comparePiece keeps the bytes from..to unless they are those of a piece.
+func (r *secureReader) comparePiece(fd int, e *securedEntry, ext *extents, ref catalog.Ref, from, to int64) error {
+	x, ok, err := ext.next(from)
 	if err != nil {
 		return err
 	}
-	return r.keep(fd, e, ext, min(at, size), size)
-}
-
-// spoolFile keeps all of a file that Precopy does not know.
-func (r *secureReader) spoolFile(fd int, e *securedEntry) error {
-	return r.keep(fd, e, newExtents(fd, &e.rec.stat, e.rec.stat.Size), 0, e.rec.stat.Size)
+	if ref.Hole || to-from != ref.Len || !ok || x.from > from || x.to < to {
+		return r.keep(fd, e, ext, from, to)
+	}
+	data := r.scratch(int(ref.Len))
+	n, err := r.read(fd, data, from)
+	if err != nil || n < len(data) {
+		return err // it became shorter; the statx after tells
+	}
+	if r.c.o.UnitID(data) != ref.ID {
+		return r.keepBytes(e, data, from)
+	}
+	if k := len(e.segs) - 1; k >= 0 && e.segs[k].same && e.segs[k].off+e.segs[k].n == from {
+		e.segs[k].n += ref.Len
+		return nil
+	}
+	e.segs = append(e.segs, segment{off: from, n: ref.Len, same: true})
+	return nil
 }
 
 // keep keeps the stretch from..to, holes as holes.

@@ -22,6 +22,12 @@ type WalkOptions struct {
 	Lenient bool
 	// Workers is how many directories are read at once; 0 chooses.
 	Workers int
+	// From is where the walk begins, a path of the tree; "" is its root.
+	From string
+
+	// opened is told of each directory before its names are read, and what statx
+	// said of it before that; may be nil. Called concurrently.
+	opened func(path string, fd int, seen *Stat)
 }
 
 // Visit is one entry on the way. It is valid during the call only.
@@ -31,13 +37,16 @@ type Visit struct {
 	Stat *Stat
 }
 
+// mountPoint is the reason of a Skip.
+const mountPoint = "mount point"
+
 // Skip is something that a walk did not enter, with the reason.
 type Skip struct {
 	Path   string
 	Reason string
 }
 
-// Walk calls fn for each entry of the tree in catalog order: the root, then
+// Walk calls fn for each entry of the tree in catalog order: the root (or From), then
 // each directory before its content, names in byte order. Directories are read
 // and their entries looked at (statx) by several workers ahead of fn; what is
 // ahead is bounded, so memory does not grow with the tree, save for the names
@@ -105,6 +114,7 @@ func (t *task) wait() {
 // directory is one directory on its way through the walk.
 type directory struct {
 	path string
+	seen Stat
 	list *task
 	err  error
 
@@ -177,9 +187,10 @@ func (w *walker) push(tasks []*task) {
 
 func (w *walker) run() error {
 	st := new(Stat)
-	if err := w.root.statRoot(st); err != nil {
-		return fmt.Errorf("look at %s: %w", w.root.display(""), err)
+	if err := w.statFrom(st); err != nil {
+		return fmt.Errorf("look at %s: %w", w.root.display(w.opts.From), err)
 	}
+	w.path = append(w.path, w.opts.From...)
 	w.visit = Visit{Path: w.path, Stat: st}
 	if err := w.fn(&w.visit); err != nil {
 		return err
@@ -187,9 +198,22 @@ func (w *walker) run() error {
 	if !st.IsDir() || w.root.Single() {
 		return nil
 	}
-	d := w.directory("")
+	d := w.directory(w.opts.From, st)
 	w.push([]*task{d.list})
 	return w.descend(d)
+}
+
+func (w *walker) statFrom(st *Stat) error {
+	if w.opts.From == "" {
+		return w.root.statRoot(st)
+	}
+	dirs := newDirCache(w.root)
+	defer dirs.close()
+	dir, name, err := dirs.parent(w.opts.From)
+	if err != nil {
+		return err
+	}
+	return statAt(dir, name, st)
 }
 
 // descend visits the content of d.
@@ -223,7 +247,7 @@ func (w *walker) descend(d *directory) error {
 				continue
 			}
 			if !w.root.crossMounts && (st.mountRoot || w.root.foreign(st)) {
-				w.skipped = append(w.skipped, Skip{Path: string(w.path), Reason: "mount point"})
+				w.skipped = append(w.skipped, Skip{Path: string(w.path), Reason: mountPoint})
 				continue
 			}
 			w.visit.Path, w.visit.Stat = w.path, st
@@ -258,7 +282,7 @@ func (w *walker) unreadable(path string, err error) error {
 		// What was not read for that reason must not pass for empty.
 		return w.ctx.Err()
 	case errors.Is(err, unix.EXDEV):
-		w.skipped = append(w.skipped, Skip{Path: path, Reason: "mount point"})
+		w.skipped = append(w.skipped, Skip{Path: path, Reason: mountPoint})
 		return nil
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
 		// Gone, or something else by now: whoever looks again sees it.
@@ -280,8 +304,8 @@ func (d *directory) name(i int) []byte {
 	return s
 }
 
-func (w *walker) directory(path string) *directory {
-	d := &directory{path: path, fd: -1}
+func (w *walker) directory(path string, seen *Stat) *directory {
+	d := &directory{path: path, seen: *seen, fd: -1}
 	d.list = newTask(func() { w.list(d) })
 	return d
 }
@@ -296,6 +320,9 @@ func (w *walker) list(d *directory) {
 	if err != nil {
 		d.err = err
 		return
+	}
+	if w.opts.opened != nil {
+		w.opts.opened(d.path, fd, &d.seen)
 	}
 	buf, _ := w.bufs.Get().(*[]byte)
 	if buf == nil {
@@ -353,7 +380,7 @@ func (w *walker) look(d *directory, b *block, k int) {
 		if _, skip := w.exclude[path]; skip {
 			continue
 		}
-		sub := w.directory(path)
+		sub := w.directory(path, st)
 		b.subs = append(b.subs, sub)
 		tasks = append(tasks, sub.list)
 	}

@@ -1,0 +1,298 @@
+package tree
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxWatched bounds the directories of a tree that are watched; kernel and
+	// this process keep about 1 KiB for each.
+	maxWatched = 64 << 10
+	// maxTouched bounds the names that are remembered. A tree in which more was
+	// touched is looked at as a whole.
+	maxTouched = 64 << 10
+)
+
+// watchMask: everything that changes what a catalog says. Stores through a map
+// make no event; what is open for writing or mapped at the freeze is looked at
+// for that reason (OpenFile), and what was closed before makes CLOSE_WRITE.
+const watchMask = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE |
+	unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
+
+// touch is what is known of a name that events spoke of.
+type touch uint8
+
+const (
+	touchEntry touch = 1 << iota // look at the entry
+	touchBelow                   // and at everything below it: it was made or moved here
+)
+
+// watch notices which names of a tree were touched since its directories were
+// read, through inotify. It only ever says where to look: whoever looks compares
+// what is there. Whatever may have escaped it makes it useless for this run, with
+// the reason in lost. Safe for concurrent use.
+//
+// An overlay is watched twice: its upper directory, where names and attributes
+// change, and the merged mount, because before Linux 6.8 the files of the upper
+// directory are written to without events of their own.
+type watch struct {
+	f      *os.File // in the runtime's poller
+	fd     int
+	merged int // root of the merged mount, -1: none
+
+	mu      sync.Mutex
+	dirs    map[int32]string
+	touched map[string]touch
+	lost    string
+	done    chan struct{}
+}
+
+// newWatch begins a watch. merged is the root of an overlay's merged mount, ""
+// for other trees.
+func newWatch(merged string) (*watch, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("inotify: %w", err)
+	}
+	w := &watch{
+		f: os.NewFile(uintptr(fd), "inotify"), fd: fd, merged: -1,
+		dirs: map[int32]string{}, touched: map[string]touch{}, done: make(chan struct{}),
+	}
+	if merged != "" {
+		if w.merged, err = unix.Open(merged, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+			_ = w.f.Close()
+			return nil, fmt.Errorf("merged mount %s: %w", merged, err)
+		}
+	}
+	go w.read()
+	return w, nil
+}
+
+// lose gives the watch up; the first reason stays.
+func (w *watch) lose(reason string) {
+	if w.lost == "" {
+		w.lost = reason
+	}
+	clear(w.touched)
+}
+
+// giveUp is lose for callers without the lock.
+func (w *watch) giveUp(reason string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lose(reason)
+}
+
+// broken returns why the watch cannot be relied upon, "" if it can.
+func (w *watch) broken() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost
+}
+
+// directory begins to watch the open directory fd, which is path of the tree.
+// Called before its names are read. seen is what statx said of it earlier: a
+// change since then had no event.
+func (w *watch) directory(path string, fd int, seen *Stat) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.lost != "" {
+		return
+	}
+	if len(w.dirs) >= maxWatched {
+		w.lose("more directories than are watched")
+		return
+	}
+	if err := w.add(path, fd); err != nil {
+		w.lose(err.Error())
+		return
+	}
+	if w.merged >= 0 {
+		if err := w.addMerged(path); err != nil {
+			w.lose(err.Error())
+			return
+		}
+	}
+	var now Stat
+	if err := statFd(fd, &now); err != nil || !now.Same(seen) {
+		w.touch(path, touchEntry)
+	}
+}
+
+// add watches what fd is. The magic link leads to that very inode.
+func (w *watch) add(path string, fd int) error {
+	wd, err := retry(func() (int, error) {
+		return unix.InotifyAddWatch(w.fd, "/proc/self/fd/"+strconv.Itoa(fd), watchMask)
+	})
+	if err != nil {
+		return fmt.Errorf("watch directory: %w", err)
+	}
+	w.dirs[int32(wd)] = path
+	return nil
+}
+
+// addMerged watches the same directory as the container sees it.
+func (w *watch) addMerged(path string) error {
+	if path == "" {
+		return w.add(path, w.merged)
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Openat2(w.merged, path, &unix.OpenHow{
+			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		})
+	})
+	switch {
+	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOENT):
+		// Covered by a mount of the container, so nothing can be written here; or
+		// removed just now, of which the watch on its parent tells.
+		return nil
+	case err != nil:
+		return fmt.Errorf("watch %q in the merged mount: %w", path, err)
+	}
+	defer unix.Close(fd)
+	return w.add(path, fd)
+}
+
+// note says that an entry has to be looked at, whatever events say.
+func (w *watch) note(path string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.touch(path, touchEntry)
+}
+
+func (w *watch) touch(path string, how touch) {
+	if w.lost != "" {
+		return
+	}
+	old, known := w.touched[path]
+	if !known && len(w.touched) >= maxTouched {
+		w.lose("more was touched than is remembered")
+		return
+	}
+	if old|how != old || !known {
+		w.touched[strings.Clone(path)] = old | how
+	}
+}
+
+// read takes events off the kernel's queue, which is bounded, until stop.
+func (w *watch) read() {
+	defer close(w.done)
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := w.f.Read(buf)
+		if err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
+				w.mu.Lock()
+				w.lose("inotify: " + err.Error())
+				w.mu.Unlock()
+			}
+			return
+		}
+		w.mu.Lock()
+		w.events(buf[:n])
+		w.mu.Unlock()
+	}
+}
+
+// stop ends reading after what is in the queue now, and returns what was
+// touched, or false when something may have escaped.
+func (w *watch) stop() (map[string]touch, bool) {
+	if err := w.f.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		w.mu.Lock()
+		w.lose("inotify: " + err.Error())
+		w.mu.Unlock()
+		_ = w.f.Close()
+	}
+	<-w.done
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	buf := make([]byte, 64<<10)
+	for w.lost == "" {
+		n, err := unix.Read(w.fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		if err != nil || n <= 0 {
+			w.lose("inotify: the queue cannot be read")
+			break
+		}
+		w.events(buf[:n])
+	}
+	return w.touched, w.lost == ""
+}
+
+// events takes what the kernel wrote: struct inotify_event, one after the other.
+func (w *watch) events(b []byte) {
+	for len(b) >= unix.SizeofInotifyEvent {
+		wd := int32(binary.NativeEndian.Uint32(b))
+		mask := binary.NativeEndian.Uint32(b[4:])
+		length := int(binary.NativeEndian.Uint32(b[12:]))
+		b = b[unix.SizeofInotifyEvent:]
+		if length > len(b) {
+			w.lose("inotify: an event is cut off")
+			return
+		}
+		name := b[:length]
+		b = b[length:]
+		if i := bytes.IndexByte(name, 0); i >= 0 {
+			name = name[:i]
+		}
+		w.event(wd, mask, name)
+	}
+}
+
+func (w *watch) event(wd int32, mask uint32, name []byte) {
+	if mask&(unix.IN_Q_OVERFLOW|unix.IN_UNMOUNT) != 0 {
+		w.lose("more events than the kernel keeps (fs.inotify.max_queued_events), or an unmount")
+		return
+	}
+	dir, ok := w.dirs[wd]
+	if mask&unix.IN_IGNORED != 0 {
+		delete(w.dirs, wd)
+		return
+	}
+	if !ok || w.lost != "" {
+		return
+	}
+	if len(name) == 0 {
+		if dir == "" && mask&(unix.IN_DELETE_SELF|unix.IN_MOVE_SELF) != 0 {
+			w.lose("the root of the tree was moved or removed")
+			return
+		}
+		w.touch(dir, touchEntry)
+		return
+	}
+	how := touchEntry
+	if mask&unix.IN_ISDIR != 0 && mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0 {
+		how |= touchBelow
+	}
+	w.touch(join(dir, string(name)), how)
+	if mask&(unix.IN_CREATE|unix.IN_DELETE|unix.IN_MOVED_FROM|unix.IN_MOVED_TO) != 0 {
+		w.touch(dir, touchEntry) // its times moved
+	}
+}
+
+func (w *watch) close() error {
+	_ = w.f.SetReadDeadline(time.Unix(1, 0))
+	err := w.f.Close()
+	<-w.done
+	if w.merged >= 0 {
+		err = errors.Join(err, unix.Close(w.merged))
+		w.merged = -1
+	}
+	return err
+}
