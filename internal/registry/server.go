@@ -42,6 +42,7 @@ type Server struct {
 	cfg      Config
 	log      *slog.Logger
 	lock     *os.File
+	disk     *diskDriver
 	app      *handlers.App
 	listener net.Listener
 	http     *http.Server
@@ -113,7 +114,13 @@ func (s *Server) start(users *users) (err error) {
 	} else if n > 0 {
 		s.log.Info("removed uploads that were cut off", "uploads", n)
 	}
-	handler, err := s.handler(newDiskDriver(root), users)
+	if n, err := dropDamaged(root, s.log); err != nil {
+		return err
+	} else if n > 0 {
+		s.log.Warn("the last run was cut off by a power cut; blobs that no manifest names were damaged and removed", "blobs", n)
+	}
+	s.disk = newDiskDriver(root)
+	handler, err := s.handler(s.disk, users)
 	if err != nil {
 		return err
 	}
@@ -274,6 +281,9 @@ func (s *Server) Close() error {
 		}
 		if s.app != nil {
 			errs = append(errs, s.app.Shutdown())
+		}
+		if s.disk != nil {
+			errs = append(errs, s.disk.unsynced.flush())
 		}
 		if s.lock != nil {
 			errs = append(errs, s.lock.Close())

@@ -43,12 +43,14 @@ const maxThreads = 100
 
 // diskDriver keeps blobs and links in a directory. Distribution's own driver
 // syncs files, but not the directories that it makes and renames into; after a
-// power cut an acknowledged blob could be without a name. diskDriver syncs
-// those too, so that what was acknowledged is on disk (invariant 1 of
-// docs/format.md needs no less), and notes when the disk is full.
+// power cut an acknowledged manifest could be without a name. diskDriver syncs
+// those too, and blobs before the first manifest after them (unsynced), so that
+// an acknowledged manifest is on disk with all that it names (invariant 1 of
+// docs/format.md needs no less). It notes when the disk is full.
 type diskDriver struct {
 	driver.StorageDriver
-	root string
+	root     string
+	unsynced unsynced
 
 	mu sync.Mutex
 	// durable holds directories whose own entry is known to be on disk.
@@ -59,11 +61,13 @@ type diskDriver struct {
 const maxDurable = 1 << 16
 
 func newDiskDriver(root string) *diskDriver {
-	return &diskDriver{
+	d := &diskDriver{
 		StorageDriver: filesystem.New(filesystem.DriverParameters{RootDirectory: root, MaxThreads: maxThreads}),
 		root:          root,
 		durable:       map[string]struct{}{},
 	}
+	d.unsynced.driver = d
+	return d
 }
 
 // volatile reports whether p belongs to an upload in progress. Nothing was
@@ -72,13 +76,55 @@ func volatile(p string) bool { return strings.Contains(p, "/_uploads/") }
 
 // PutContent implements driver.StorageDriver.
 func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) error {
-	if volatile(p) {
+	switch {
+	case volatile(p):
 		return noteFull(ctx, d.putVolatile(p, content))
+	case strings.Contains(p, "/_layers/"):
+		return noteFull(ctx, d.putLink(p, content))
+	case strings.Contains(p, "/_manifests/"):
+		if err := d.unsynced.flush(); err != nil {
+			return noteFull(ctx, err)
+		}
 	}
 	if err := d.StorageDriver.PutContent(ctx, p, content); err != nil {
 		return noteFull(ctx, err)
 	}
 	return noteFull(ctx, d.settle(path.Dir(p)))
+}
+
+// putLink makes a blob known in a name, atomically. It becomes durable with the
+// blob.
+func (d *diskDriver) putLink(p string, content []byte) error {
+	if !driver.PathRegexp.MatchString(p) {
+		return driver.InvalidPathError{Path: p, DriverName: driverName}
+	}
+	full := d.file(p)
+	if err := os.MkdirAll(filepath.Dir(full), 0o700); err != nil {
+		return err
+	}
+	t, err := os.CreateTemp(filepath.Dir(full), linkTemp+"*.tmp")
+	if err != nil {
+		return err
+	}
+	_, err = t.Write(content)
+	if err = errors.Join(err, t.Close()); err == nil {
+		err = d.unsynced.add(p)
+	}
+	if err == nil {
+		err = os.Rename(t.Name(), full)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(t.Name()))
+	}
+	return d.putOff()
+}
+
+// putOff bounds what is not synced.
+func (d *diskDriver) putOff() error {
+	if d.unsynced.full() {
+		return d.unsynced.flush()
+	}
+	return nil
 }
 
 func (d *diskDriver) putVolatile(p string, content []byte) error {
@@ -94,6 +140,15 @@ func (d *diskDriver) putVolatile(p string, content []byte) error {
 
 // Move implements driver.StorageDriver.
 func (d *diskDriver) Move(ctx context.Context, from, to string) error {
+	if volatile(from) { // a blob that has arrived
+		if err := d.unsynced.add(to); err != nil {
+			return noteFull(ctx, err)
+		}
+		if err := d.StorageDriver.Move(ctx, from, to); err != nil {
+			return noteFull(ctx, err)
+		}
+		return noteFull(ctx, d.putOff())
+	}
 	if err := d.StorageDriver.Move(ctx, from, to); err != nil {
 		return noteFull(ctx, err)
 	}
@@ -155,7 +210,13 @@ func syncDir(dir string) error {
 
 // Writer implements driver.StorageDriver.
 func (d *diskDriver) Writer(ctx context.Context, p string, appending bool) (driver.FileWriter, error) {
-	w, err := d.StorageDriver.Writer(ctx, p, appending)
+	var w driver.FileWriter
+	var err error
+	if volatile(p) {
+		w, err = newUploadWriter(d.file(p), appending)
+	} else {
+		w, err = d.StorageDriver.Writer(ctx, p, appending)
+	}
 	if err != nil {
 		return nil, noteFull(ctx, err)
 	}

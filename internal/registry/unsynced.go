@@ -1,0 +1,290 @@
+package registry
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/distribution/v3/registry/storage/driver"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// unsyncedMark is a file beside the storage that is there while blobs are not
+	// known to be on disk.
+	unsyncedMark = "unsynced"
+	// maxUnsynced bounds the files whose fsync is put off.
+	maxUnsynced = 4096
+	// syncParallel is how many files are synced at a time.
+	syncParallel = 4
+	// clockSlack is how far back the clock may have been set between the mark and
+	// the blobs after it.
+	clockSlack = time.Hour
+)
+
+// unsynced holds what was acknowledged and is not known to be on disk: blobs and
+// the links that put them into a name. A blob means nothing before a manifest
+// names it, so one sync of all of them before the manifest is written serves as
+// well as several for each, and lets the disk write while more arrives. After a
+// power cut the mark tells the next start to look for blobs that are not what
+// their name says (dropDamaged). Safe for concurrent use.
+type unsynced struct {
+	driver *diskDriver
+
+	flushing sync.Mutex // one flush at a time; a second waits for the first
+	mu       sync.Mutex
+	paths    map[string]struct{} // of the storage
+	marked   bool
+}
+
+// add puts off the sync of p.
+func (u *unsynced) add(p string) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.marked {
+		if err := replaceFile(filepath.Join(u.driver.root, unsyncedMark), nil, 0o600); err != nil {
+			return fmt.Errorf("note that blobs are not on disk yet: %w", err)
+		}
+		u.marked = true
+	}
+	if u.paths == nil {
+		u.paths = map[string]struct{}{}
+	}
+	u.paths[p] = struct{}{}
+	return nil
+}
+
+func (u *unsynced) full() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.paths) >= maxUnsynced
+}
+
+// flush makes durable all that was put off before the call. What cannot be is
+// removed again: after a failed fsync nobody knows what of it is on disk, and
+// its sender still has it.
+func (u *unsynced) flush() error {
+	u.flushing.Lock()
+	defer u.flushing.Unlock()
+	u.mu.Lock()
+	paths := slices.Collect(maps.Keys(u.paths))
+	u.paths = nil
+	u.mu.Unlock()
+	var g errgroup.Group
+	g.SetLimit(syncParallel)
+	for _, p := range paths {
+		g.Go(func() error {
+			if err := u.driver.sync(p); err != nil {
+				return errors.Join(err, os.RemoveAll(u.driver.file(path.Dir(p))))
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("blobs could not be made durable and were removed; they have to be sent again: %w", err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.paths) == 0 && u.marked {
+		u.marked = false
+		if err := os.Remove(filepath.Join(u.driver.root, unsyncedMark)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("blobs are on disk, the mark that they are not cannot be removed: %w", err)
+		}
+	}
+	return nil
+}
+
+// sync makes one file durable with its name. One that was deleted meanwhile is
+// nobody's loss.
+func (d *diskDriver) sync(p string) error {
+	f, err := os.Open(d.file(p))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	err = syncDir(d.file(path.Dir(p)))
+	if err == nil {
+		err = d.settle(path.Dir(p))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// file is where p of the storage lies on disk.
+func (d *diskDriver) file(p string) string { return filepath.Join(d.root, filepath.FromSlash(p)) }
+
+// uploadWriter writes an upload in progress. Unlike Distribution's it does not
+// sync: the disk is told to begin writing, and unsynced sees to the rest.
+type uploadWriter struct {
+	f    *os.File
+	buf  *bufio.Writer
+	size int64
+	done bool
+}
+
+// uploadBuffer is how much of an upload is handed to the disk at a time.
+const uploadBuffer = 128 << 10
+
+func newUploadWriter(file string, appending bool) (*uploadWriter, error) {
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return nil, err
+	}
+	flags := os.O_WRONLY | os.O_CREATE
+	if !appending {
+		flags |= os.O_TRUNC
+	}
+	f, err := os.OpenFile(file, flags, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	w := &uploadWriter{f: f, buf: bufio.NewWriterSize(f, uploadBuffer)}
+	if w.size, err = f.Seek(0, io.SeekEnd); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return w, nil
+}
+
+func (w *uploadWriter) Write(p []byte) (int, error) {
+	n, err := w.buf.Write(p)
+	w.size += int64(n)
+	return n, err
+}
+
+// Size implements driver.FileWriter.
+func (w *uploadWriter) Size() int64 { return w.size }
+
+// Close implements driver.FileWriter.
+func (w *uploadWriter) Close() error {
+	if w.done {
+		return nil
+	}
+	w.done = true
+	return errors.Join(w.buf.Flush(), w.f.Close())
+}
+
+// Cancel implements driver.FileWriter.
+func (w *uploadWriter) Cancel(context.Context) error {
+	if w.done {
+		return errors.New("cancel of an upload that was closed")
+	}
+	w.done = true
+	return errors.Join(w.f.Close(), os.Remove(w.f.Name()))
+}
+
+// Commit implements driver.FileWriter.
+func (w *uploadWriter) Commit(context.Context) error {
+	if w.done {
+		return errors.New("commit of an upload that was closed")
+	}
+	if err := w.buf.Flush(); err != nil {
+		return err
+	}
+	// Only a hint; not every file system takes it.
+	_ = unix.SyncFileRange(int(w.f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	return nil
+}
+
+var _ driver.FileWriter = (*uploadWriter)(nil)
+
+// linkTemp is how the temporary names of links begin.
+const linkTemp = ".link-"
+
+var (
+	blobDirs  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+	linkBytes = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+)
+
+// dropDamaged removes, after a start that follows a power cut, the blobs written
+// since the mark that are not what their name says, and links without content.
+// Their senders were never told that a manifest names them. It returns how many.
+func dropDamaged(root string, log *slog.Logger) (int, error) {
+	mark, err := os.Stat(filepath.Join(root, unsyncedMark))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look for blobs that a power cut damaged: %w", err)
+	}
+	since := mark.ModTime().Add(-clockSlack)
+	dropped := 0
+	drop := func(dir, why string) error {
+		log.Warn("damaged by a power cut, and removed", "path", dir, "why", why)
+		dropped++
+		return os.RemoveAll(dir)
+	}
+	err = filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err != nil || info.ModTime().Before(since) {
+			return err
+		}
+		dir, name := filepath.Split(p)
+		dir = filepath.Clean(dir)
+		switch {
+		case name == "data" && blobDirs.MatchString(filepath.Base(dir)) && strings.HasPrefix(p, filepath.Join(root, filepath.FromSlash(blobsRoot))+"/sha256/"):
+			right, err := hasDigest(p, filepath.Base(dir))
+			if err != nil || right {
+				return err
+			}
+			return drop(dir, "its content has another digest")
+		case strings.HasPrefix(name, linkTemp):
+			return os.Remove(p)
+		case name == "link" && strings.Contains(p, "/_layers/"):
+			b, err := readBounded(p)
+			if err != nil || linkBytes.Match(b) {
+				return err
+			}
+			return drop(dir, "the link is empty")
+		}
+		return nil
+	})
+	if err == nil {
+		err = os.Remove(filepath.Join(root, unsyncedMark))
+	}
+	if err != nil {
+		return dropped, fmt.Errorf("look for blobs that a power cut damaged: %w", err)
+	}
+	return dropped, nil
+}
+
+// hasDigest reports whether the file's SHA-256 is hex.
+func hasDigest(file, want string) (bool, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return false, err
+	}
+	sum := sha256.New()
+	_, err = io.Copy(sum, f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return false, err
+	}
+	return hex.EncodeToString(sum.Sum(nil)) == want, nil
+}
