@@ -14,8 +14,12 @@ import (
 )
 
 // fullEvery is how often Secure looks at every entry all the same, and compares
-// what it finds with what the watch said.
-const fullEvery = 24 * time.Hour
+// what it finds with what the watch said. Between, Precopy finds what a capture
+// before it has missed (precopier.late).
+const fullEvery = 7 * 24 * time.Hour
+
+// maxMissed bounds Report.Missed.
+const maxMissed = 100
 
 // errFull: the candidates cannot be dealt with one by one.
 var errFull = errors.New("the whole tree has to be looked at")
@@ -318,15 +322,8 @@ func (s *securing) missed(path []byte, old *record, st *Stat) bool {
 	if !s.check || s.c.linked(st) || s.c.mappedNow(path, st.Ino) {
 		return false
 	}
-	if old != nil {
-		if s.c.linked(&old.stat) || !old.has(recUsable) || !old.has(recTrusted) {
-			return false
-		}
-		o := &old.stat
-		if o.Ino == st.Ino && o.Size == st.Size && o.MtimeSec == st.MtimeSec && o.MtimeNsec == st.MtimeNsec &&
-			o.Mode == st.Mode && o.UID == st.UID && o.GID == st.GID && o.Rdev == st.Rdev {
-			return false // only what no catalog says has moved
-		}
+	if old != nil && (s.c.linked(&old.stat) || !old.has(recUsable) || !old.has(recTrusted) || !differs(&old.stat, st)) {
+		return false
 	}
 	if h := s.c.inodes[st.Ino]; h != nil && h.held {
 		return false
@@ -347,11 +344,38 @@ func (s *securing) missed(path []byte, old *record, st *Stat) bool {
 	return true
 }
 
+// differs reports whether what a catalog says has moved. Other things move
+// without an event (the time of a change when a name is linked elsewhere).
+func differs(a, b *Stat) bool {
+	return a.Ino != b.Ino || a.Size != b.Size || a.MtimeSec != b.MtimeSec || a.MtimeNsec != b.MtimeNsec ||
+		a.Mode != b.Mode || a.UID != b.UID || a.GID != b.GID || a.Rdev != b.Rdev
+}
+
+// late reports whether an entry had changed before the last capture ended its
+// look, which passed it over all the same.
+func (p *precopier) late(old *record, st *Stat) bool {
+	c := p.c
+	return c.care.partial > 0 && old.has(recUsable) && old.has(recTrusted) && !old.has(recLink) &&
+		!c.linked(st) && !c.linked(&old.stat) && differs(&old.stat, st) && st.CtimeSec < c.care.partial-int64(settle/time.Second)
+}
+
+// distrust ends the watch on this tree for good.
+func (c *Capture) distrust(path string) {
+	if len(c.report.Missed) < maxMissed {
+		c.report.Missed = append(c.report.Missed, path)
+	}
+	c.care.distrust = true
+	if c.watch != nil {
+		c.watch.giveUp("a change was missed")
+	}
+}
+
 // beginWatch starts to watch the tree, where that can tell anything.
 func (c *Capture) beginWatch() {
 	if !c.trustFS || c.root.Single() || c.o.NoWatch {
 		return
 	}
+	c.care = care{full: c.clock().Unix()}
 	if f, err := os.Open(c.state); err == nil {
 		if r, err := openRecords(f, c.identity); err == nil {
 			c.care = r.care

@@ -126,6 +126,8 @@ type Capture struct {
 	state  string    // path of the statcache
 	pass1  *os.File  // records of Precopy
 	next   *os.File  // the new statcache, until CommitCache
+	kept   bool      // the old one stays
+	result int64     // of the statcache, if nothing has changed since; 0: something has
 	frames []frameAt // of pass1
 	pass1n uint64    // records of pass1
 
@@ -248,6 +250,9 @@ func (c *Capture) Close() error {
 // The cache is only ever a matter of speed; an error loses no data.
 func (c *Capture) CommitCache() error {
 	if c.next == nil {
+		if c.kept {
+			return nil
+		}
 		return fmt.Errorf("statcache of %s: nothing to commit", c.o.Key)
 	}
 	f := c.next

@@ -24,6 +24,10 @@ func (c *Capture) Finish(ctx context.Context) (dr.Tree, error) {
 	if c.sec == nil {
 		return dr.Tree{}, fmt.Errorf("finish tree %s: nothing was secured", c.o.Root)
 	}
+	if t, ok := c.reuse(); ok {
+		c.kept = true
+		return t, nil
+	}
 	t, err := c.finish(ctx)
 	if err != nil {
 		return dr.Tree{}, fmt.Errorf("finish tree %s: %w", c.o.Root, err)
@@ -48,8 +52,9 @@ func (c *Capture) finish(ctx context.Context) (dr.Tree, error) {
 			return dr.Tree{}, err
 		}
 	}
+	meta := &metaSink{Sink: c.meta}
 	a := &assembler{
-		c: c, out: out, builder: catalog.NewBuilder(c.meta, c.o.CutKey, c.o.UnitID),
+		c: c, out: out, meta: meta, builder: catalog.NewBuilder(meta, c.o.CutKey, c.o.UnitID),
 		copy: contentWriter{w: out}, firsts: map[DevIno]string{},
 	}
 	if c.pass1 != nil {
@@ -64,11 +69,15 @@ func (c *Capture) finish(ctx context.Context) (dr.Tree, error) {
 	if err != nil {
 		return dr.Tree{}, err
 	}
-	if err := out.finish(); err != nil {
+	slices.Sort(c.report.Unstable)
+	t := dr.Tree{Catalog: sum.Table, Entries: sum.Entries, Bytes: sum.Bytes, Hash: sum.Hash, Degraded: c.degraded()}
+	if !meta.over {
+		err = out.setResult(&t, meta.refs)
+	}
+	if err = errors.Join(err, out.finish()); err != nil {
 		return dr.Tree{}, fmt.Errorf("new statcache: %w", err)
 	}
-	slices.Sort(c.report.Unstable)
-	return dr.Tree{Catalog: sum.Table, Entries: sum.Entries, Bytes: sum.Bytes, Hash: sum.Hash, Degraded: c.degraded()}, nil
+	return t, nil
 }
 
 // degraded names what is not kept of the tree, for the coverage report.
@@ -255,6 +264,7 @@ type assembler struct {
 	c       *Capture
 	out     *recordWriter
 	builder *catalog.Builder
+	meta    catalog.Sink
 	before  *recordReader
 	copy    contentWriter
 	list    catalog.ListBuilder
@@ -363,12 +373,12 @@ func (a *assembler) describe(ctx context.Context, rec *record, f *os.File, e *ca
 					return err
 				}
 			}
-			return a.list.Add(ctx, a.c.meta, r)
+			return a.list.Add(ctx, a.meta, r)
 		})
 		if err != nil {
 			return err
 		}
-		if err := a.list.Finish(ctx, a.c.meta, e); err != nil {
+		if err := a.list.Finish(ctx, a.meta, e); err != nil {
 			return err
 		}
 		if e.Size != rec.stat.Size {

@@ -68,6 +68,7 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 		batch: new(batch),
 	}
 	c.groups = map[DevIno]uint32{}
+	c.result = 0
 	if old, err := os.Open(c.state); err == nil {
 		defer old.Close()
 		p.old = old
@@ -87,6 +88,9 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 		skipped, err := Walk(ctx, c.root, o, p.visit)
 		c.report.Skipped = skipped
 		p.unwatched(skipped)
+		if err == nil && p.unchanged() {
+			c.result = p.cache.result
+		}
 		p.seal()
 		return err
 	})
@@ -148,6 +152,7 @@ type precopier struct {
 	list  []byte
 
 	entries int64
+	fresh   bool // a record is not the cache's
 	bulk    sync.Once
 	hot     atomic.Int64 // bytes of files that will probably have to be secured
 }
@@ -160,11 +165,18 @@ func (p *precopier) visit(v *Visit) error {
 		c.scanned.Add(st.Size)
 	}
 	if c.laterLink(st) {
+		if old := p.lookup(v.Path); old == nil || !old.has(recUsable) || !old.has(recLink) || !old.stat.Same(st) {
+			p.fresh = true
+		}
 		p.path(v.Path)
 		p.body(&record{flags: recUsable | recTrusted | recLink, stat: *st})
 		return nil
 	}
-	if old := p.lookup(v.Path); old != nil && old.has(recUsable) && old.has(recTrusted) && !old.has(recLink) && old.stat.Same(st) {
+	old := p.lookup(v.Path)
+	if old != nil && p.late(old, st) {
+		c.distrust(string(v.Path))
+	}
+	if old != nil && old.has(recUsable) && old.has(recTrusted) && !old.has(recLink) && old.stat.Same(st) {
 		known, err := p.known(old)
 		if err != nil {
 			return err
@@ -178,6 +190,7 @@ func (p *precopier) visit(v *Visit) error {
 			return nil
 		}
 	}
+	p.fresh = true
 	j := &readJob{path: string(v.Path), stat: *st, batch: p.batch}
 	p.path(v.Path)
 	p.batch.gaps = append(p.batch.gaps, gap{len(p.batch.data), j})
@@ -239,11 +252,13 @@ func (p *precopier) lookup(path []byte) *record {
 		}
 		switch order := comparePaths(p.head.path, path); {
 		case order == 0:
-			return p.head
+			r := p.head
+			p.head = nil
+			return r
 		case order > 0:
 			return nil
 		}
-		p.head = nil
+		p.head, p.fresh = nil, true
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"lifeboat/internal/catalog"
+	"lifeboat/internal/dr"
 )
 
 // A record file holds, for each entry of a tree in catalog order, what was
@@ -17,19 +18,22 @@ import (
 // one, and so is what Precopy hands to Secure. It is local and disposable;
 // checksums make sure that a damaged one is not believed.
 //
-//	"LBTC" version identity[32] care[9], then frames:
+//	"LBTC" version identity[32] care[17], then frames:
 //	  kind byte · length uint32 · crc32c uint32 · data
 //	kind R: records, front-coded within the frame
 //	kind L: up to catalog.ListRefs refs of one long content list, named by
 //	  their offset from a record that comes later
-//	kind E: uvarint number of records; the end. A file without it is not whole
+//	kind T: what Finish made of the records (appendResult); may be missing
+//	kind E: uvarint number of records, uvarint offset of T or 0; the end. A file
+//	  without it is not whole
 const (
 	recordMagic   = "LBTC"
 	recordVersion = 2
-	recordHeader  = len(recordMagic) + 1 + 32 + 9
+	recordHeader  = len(recordMagic) + 1 + 32 + 17
 
 	frameRecords = 'R'
 	frameList    = 'L'
+	frameResult  = 'T'
 	frameEnd     = 'E'
 	frameHeader  = 9
 	frameTarget  = 64 << 10 // bytes of a frame of records
@@ -184,7 +188,8 @@ type recordWriter struct {
 	n      uint64
 	framed uint64 // of n, before frame
 
-	indexed bool // keep index
+	result  int64 // where the result is, 0: none
+	indexed bool  // keep index
 	index   []frameAt
 }
 
@@ -198,7 +203,8 @@ type frameAt struct {
 // care is what a statcache says of the watch on its tree.
 type care struct {
 	full     int64 // when the whole tree was last looked at in Secure, seconds since 1970
-	distrust bool  // a change was found then that the watch had missed
+	partial  int64 // when only candidates were, last time; 0: not last time
+	distrust bool  // a change was found that the watch had missed
 }
 
 func newRecordWriter(f *os.File, identity [32]byte, c care) (*recordWriter, error) {
@@ -206,6 +212,7 @@ func newRecordWriter(f *os.File, identity [32]byte, c care) (*recordWriter, erro
 	head := append([]byte(recordMagic), recordVersion)
 	head = append(head, identity[:]...)
 	head = binary.LittleEndian.AppendUint64(head, uint64(c.full))
+	head = binary.LittleEndian.AppendUint64(head, uint64(c.partial))
 	head = append(head, 0)
 	if c.distrust {
 		head[len(head)-1] = 1
@@ -289,12 +296,26 @@ func (w *recordWriter) flush() error {
 	return err
 }
 
+// setResult adds what was made of the records. A result that is too large is
+// left out.
+func (w *recordWriter) setResult(t *dr.Tree, refs []catalog.Ref) error {
+	if err := w.flush(); err != nil {
+		return err
+	}
+	data, err := appendResult(nil, t, refs)
+	if err != nil || len(data) > maxFrame {
+		return err
+	}
+	w.result, err = w.writeFrame(frameResult, data)
+	return err
+}
+
 // finish writes the end; the file is whole after it.
 func (w *recordWriter) finish() error {
 	if err := w.flush(); err != nil {
 		return err
 	}
-	_, err := w.writeFrame(frameEnd, binary.AppendUvarint(nil, w.n))
+	_, err := w.writeFrame(frameEnd, binary.AppendUvarint(binary.AppendUvarint(nil, w.n), uint64(w.result)))
 	return err
 }
 
@@ -308,6 +329,8 @@ type recordReader struct {
 	ended bool
 	n     uint64
 	care  care
+
+	result int64 // once ended: where the result is, 0: none
 }
 
 // jump goes on with the frame at. It must be one of this file's.
@@ -327,7 +350,9 @@ func openRecords(f io.ReaderAt, identity [32]byte) (*recordReader, error) {
 		return nil, fmt.Errorf("statcache of another tree, repository or version")
 	}
 	tail := head[len(recordMagic)+1+32:]
-	c := care{full: int64(binary.LittleEndian.Uint64(tail)), distrust: tail[8] != 0}
+	c := care{
+		full: int64(binary.LittleEndian.Uint64(tail)), partial: int64(binary.LittleEndian.Uint64(tail[8:])), distrust: tail[16] != 0,
+	}
 	return &recordReader{f: f, off: int64(recordHeader), care: c}, nil
 }
 
@@ -356,7 +381,7 @@ func (r *recordReader) nextFrame() error {
 	}
 	at := r.off + frameHeader
 	r.off = at + int64(size)
-	if kind == frameList {
+	if kind == frameList || kind == frameResult {
 		return nil
 	}
 	if cap(r.data) < size {
@@ -372,9 +397,12 @@ func (r *recordReader) nextFrame() error {
 		r.rec.path = r.rec.path[:0]
 		return nil
 	case frameEnd:
-		if n, _ := binary.Uvarint(r.data); n != r.n {
+		d := fields{b: r.data}
+		n, at := d.uvarint(), d.uvarint()
+		if d.bad || n != r.n || at > uint64(r.off) {
 			return errRecord
 		}
+		r.result = int64(at)
 		r.ended = true
 		return nil
 	}

@@ -61,7 +61,6 @@ type securing struct {
 	entries []*securedEntry
 	fast    bool // only candidates are visited, and entries wait until all were
 	check   bool // all are visited, and compared with what the watch said
-	misses  []string
 
 	mu       sync.Mutex
 	helpers  sync.Pool // of *secureReader, for stretches
@@ -91,8 +90,8 @@ func (s *securing) close() error {
 // network or terminal, and cuts nothing.
 //
 // Where the tree was watched since its directories were read, only what was
-// touched is looked at, and what processes hold; else, and once a day, every
-// entry (docs/adr/0011).
+// touched is looked at, and what processes hold; else, and once a week,
+// every entry (docs/adr/0011).
 //
 // Bytes go to a reflink where the file system can, else to the budget's
 // memory; beyond that only the pieces that differ from what Precopy put are
@@ -135,6 +134,7 @@ func (s *securing) look(ctx context.Context) error {
 		err := s.partial(ctx, list)
 		if err == nil {
 			c.looked.Store(int64(len(list)))
+			c.care.partial = time.Now().Unix() // as the file system counts
 			return s.queue(ctx)
 		}
 		if !errors.Is(err, errFull) {
@@ -155,9 +155,7 @@ func (s *securing) look(ctx context.Context) error {
 	c.report.Skipped = skipped
 	c.looked.Store(n)
 	if err == nil {
-		c.care.full = s.start.Unix()
-		c.care.distrust = c.care.distrust || len(s.misses) > 0
-		c.report.Missed = s.misses
+		c.care.full, c.care.partial = s.start.Unix(), 0
 	}
 	return err
 }
@@ -256,7 +254,7 @@ func (s *securing) visit(v *Visit) error {
 		return nil
 	}
 	if s.missed(v.Path, old, st) {
-		s.misses = append(s.misses, string(v.Path))
+		c.distrust(string(v.Path))
 	}
 	e := &securedEntry{path: string(v.Path), rec: record{stat: *st, flags: recUsable}}
 	if old != nil {

@@ -337,7 +337,6 @@ func (w *walker) list(d *directory) {
 		return
 	}
 	d.fd = fd
-	w.opened.Store(d, nil)
 	n := (len(d.offs) + blockNames - 1) / blockNames
 	d.left.Store(int32(n))
 	d.blocks = make([]*block, n)
@@ -348,9 +347,10 @@ func (w *walker) list(d *directory) {
 		d.blocks[k], tasks[k] = b, b.task
 	}
 	if n == 1 {
-		tasks[0].do()
+		tasks[0].do() // closes it
 		return
 	}
+	w.opened.Store(d, nil)
 	w.push(tasks)
 }
 
@@ -393,6 +393,10 @@ func (w *walker) look(d *directory, b *block, k int) {
 }
 
 func (w *walker) closeDir(d *directory) {
+	if len(d.blocks) == 1 {
+		_ = unix.Close(d.fd)
+		return
+	}
 	if _, open := w.opened.LoadAndDelete(d); open {
 		_ = unix.Close(d.fd)
 	}

@@ -48,8 +48,11 @@ const (
 type watch struct {
 	f      *os.File // in the runtime's poller
 	fd     int
-	merged int // root of the merged mount, -1: none
+	merged string // root of the merged mount, "": none
 
+	// gate: who adds a watch holds it shared until dirs says what it is, who takes
+	// events holds it alone.
+	gate    sync.RWMutex
 	mu      sync.Mutex
 	dirs    map[int32]string
 	touched map[string]touch
@@ -65,14 +68,8 @@ func newWatch(merged string) (*watch, error) {
 		return nil, fmt.Errorf("inotify: %w", err)
 	}
 	w := &watch{
-		f: os.NewFile(uintptr(fd), "inotify"), fd: fd, merged: -1,
+		f: os.NewFile(uintptr(fd), "inotify"), fd: fd, merged: merged,
 		dirs: map[int32]string{}, touched: map[string]touch{}, done: make(chan struct{}),
-	}
-	if merged != "" {
-		if w.merged, err = unix.Open(merged, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-			_ = w.f.Close()
-			return nil, fmt.Errorf("merged mount %s: %w", merged, err)
-		}
 	}
 	go w.read()
 	return w, nil
@@ -102,66 +99,48 @@ func (w *watch) broken() string {
 
 // directory begins to watch the open directory fd, which is path of the tree.
 // Called before its names are read. seen is what statx said of it earlier: a
-// change since then had no event.
+// change since then had no event. Several may be added at the same time.
 func (w *watch) directory(path string, fd int, seen *Stat) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.lost != "" {
+	w.gate.RLock()
+	defer w.gate.RUnlock()
+	if w.broken() != "" {
 		return
 	}
-	if len(w.dirs) >= maxWatched {
-		w.lose("more directories than are watched")
-		return
-	}
-	if err := w.add(path, fd); err != nil {
-		w.lose(err.Error())
-		return
-	}
-	if w.merged >= 0 {
-		if err := w.addMerged(path); err != nil {
-			w.lose(err.Error())
-			return
+	// The magic link leads to that very inode.
+	wd, err := w.add("/proc/self/fd/"+strconv.Itoa(fd), watchMask)
+	merged := int32(-1)
+	if err == nil && w.merged != "" {
+		// Another directory than meant, should a part of the path become a link just
+		// now, is harmless: the watch on its parent tells.
+		merged, err = w.add(w.merged+"/"+path, watchMask|unix.IN_DONT_FOLLOW)
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			merged, err = -1, nil // removed just now, of which the watch on its parent tells
 		}
 	}
 	var now Stat
-	if err := statFd(fd, &now); err != nil || !now.Same(seen) {
+	changed := statFd(fd, &now) != nil || !now.Same(seen)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case err != nil:
+		w.lose(fmt.Sprintf("watch directory %q: %v", path, err))
+		return
+	case len(w.dirs) >= maxWatched:
+		w.lose("more directories than are watched")
+		return
+	}
+	w.dirs[wd] = path
+	if merged >= 0 {
+		w.dirs[merged] = path
+	}
+	if changed {
 		w.touch(path, touchEntry)
 	}
 }
 
-// add watches what fd is. The magic link leads to that very inode.
-func (w *watch) add(path string, fd int) error {
-	wd, err := retry(func() (int, error) {
-		return unix.InotifyAddWatch(w.fd, "/proc/self/fd/"+strconv.Itoa(fd), watchMask)
-	})
-	if err != nil {
-		return fmt.Errorf("watch directory: %w", err)
-	}
-	w.dirs[int32(wd)] = path
-	return nil
-}
-
-// addMerged watches the same directory as the container sees it.
-func (w *watch) addMerged(path string) error {
-	if path == "" {
-		return w.add(path, w.merged)
-	}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat2(w.merged, path, &unix.OpenHow{
-			Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-		})
-	})
-	switch {
-	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.ENOENT):
-		// Covered by a mount of the container, so nothing can be written here; or
-		// removed just now, of which the watch on its parent tells.
-		return nil
-	case err != nil:
-		return fmt.Errorf("watch %q in the merged mount: %w", path, err)
-	}
-	defer unix.Close(fd)
-	return w.add(path, fd)
+func (w *watch) add(name string, mask uint32) (int32, error) {
+	wd, err := retry(func() (int, error) { return unix.InotifyAddWatch(w.fd, name, mask) })
+	return int32(wd), err
 }
 
 // note says that an entry has to be looked at, whatever events say.
@@ -199,9 +178,11 @@ func (w *watch) read() {
 			}
 			return
 		}
+		w.gate.Lock()
 		w.mu.Lock()
 		w.events(buf[:n])
 		w.mu.Unlock()
+		w.gate.Unlock()
 	}
 }
 
@@ -290,9 +271,5 @@ func (w *watch) close() error {
 	_ = w.f.SetReadDeadline(time.Unix(1, 0))
 	err := w.f.Close()
 	<-w.done
-	if w.merged >= 0 {
-		err = errors.Join(err, unix.Close(w.merged))
-		w.merged = -1
-	}
 	return err
 }

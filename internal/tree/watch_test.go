@@ -2,10 +2,14 @@ package tree_test
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,6 +166,57 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// TestWatchMissed: a change that the watch did not speak of (written through a
+// name outside of the tree, which is gone again) is found by a full look, or by
+// the next capture, and from then on everything is looked at.
+func TestWatchMissed(t *testing.T) {
+	t.Parallel()
+	unheard := func(f *fixture, content string) {
+		out := filepath.Join(filepath.Dir(f.root), "outside")
+		must(t, os.Link(f.path("dir05/sub/file03"), out))
+		must(t, os.WriteFile(out, []byte(content), 0o600))
+		must(t, os.Remove(out))
+	}
+	t.Run("full look", func(t *testing.T) {
+		t.Parallel()
+		f := watched(t)
+		f.opts = func(o *tree.CaptureOptions) { o.Now = func() time.Time { return time.Now().Add(8 * 24 * time.Hour) } }
+		res, c := f.capture(func() { unheard(f, "unheard") })
+		f.check(res)
+		if m := c.Report().Missed; !slices.Equal(m, []string{"dir05/sub/file03"}) {
+			t.Errorf("missed %q", m)
+		}
+		f.opts = nil
+		if _, c = f.capture(nil); c.Stats().Looked < c.Stats().Entries {
+			t.Error("the watch is relied upon again")
+		}
+	})
+	t.Run("next capture", func(t *testing.T) {
+		t.Parallel()
+		f := watched(t)
+		_, c := f.capture(func() { unheard(f, "unheard"); f.write("dir06/sub/file03", []byte("heard")) })
+		if s := c.Stats(); s.Looked >= s.Entries || s.FilesSecured != 1 {
+			t.Fatalf("the change was heard, so nothing is shown: %+v", s)
+		}
+		// As if that capture had come a minute later.
+		names, err := filepath.Glob(filepath.Join(f.state, "*.stat"))
+		must(t, err)
+		cache, err := os.OpenFile(names[0], os.O_WRONLY, 0)
+		must(t, err)
+		at := binary.LittleEndian.AppendUint64(nil, uint64(later().Unix()))
+		_, err = cache.WriteAt(at, 4+1+32+8)
+		must(t, errors.Join(err, cache.Close()))
+		res, c := f.capture(nil)
+		f.check(res)
+		if m := c.Report().Missed; !slices.Equal(m, []string{"dir05/sub/file03"}) {
+			t.Errorf("missed %q", m)
+		}
+		if _, c = f.capture(nil); c.Stats().Looked < c.Stats().Entries {
+			t.Error("the watch is relied upon again")
+		}
+	})
+}
+
 // TestWatchHardLink: what is written through one name is in all.
 func TestWatchHardLink(t *testing.T) {
 	t.Parallel()
@@ -237,11 +292,11 @@ func TestWatchLost(t *testing.T) {
 			f.write("dir05/last", []byte("x"))
 		})
 	})
-	t.Run("a day later", func(t *testing.T) {
+	t.Run("eight days later", func(t *testing.T) {
 		t.Parallel()
 		f := watched(t)
 		f.opts = func(o *tree.CaptureOptions) {
-			o.Now = func() time.Time { return time.Now().Add(25 * time.Hour) }
+			o.Now = func() time.Time { return time.Now().Add(8 * 24 * time.Hour) }
 		}
 		whole(t, f, func() { f.write("dir05/sub/file03", []byte("other")) })
 	})
@@ -316,7 +371,7 @@ func TestWatchOverlay(t *testing.T) {
 		}},
 		{"nothing", func() {}},
 	}
-	for i, s := range steps {
+	for _, s := range steps {
 		res, c := f.capture(s.do)
 		want, err := treecmp.Fingerprint(f.root, treecmp.Options{OneMount: true})
 		must(t, err)
@@ -332,8 +387,57 @@ func TestWatchOverlay(t *testing.T) {
 			t.Fatalf("%s: captured tree differs:\n%s", s.name, diff)
 		}
 		st := c.Stats()
-		if full := st.Looked >= st.Entries; full != (i == 0) {
+		if st.Looked >= st.Entries {
 			t.Errorf("%s: looked at %d of %d entries", s.name, st.Looked, st.Entries)
 		}
+	}
+}
+
+// TestUnchangedReuses: where nothing changed, the result is the one before, no
+// catalog is made, and each of its units is asked for.
+func TestUnchangedReuses(t *testing.T) {
+	t.Parallel()
+	f := watched(t)
+	first, _ := f.capture(nil)
+	f.check(first)
+	again, _ := f.capture(nil)
+	if f.repo.puts != 0 {
+		t.Errorf("%d units were put", f.repo.puts)
+	}
+	if !reflect.DeepEqual(first, again) {
+		t.Errorf("%+v\n%+v", first, again)
+	}
+	f.check(again) // all units were asked for
+
+	// A catalog that the repository has lost is made again.
+	f.repo.mu.Lock()
+	for _, r := range first.Catalog {
+		delete(f.repo.units, r.ID)
+	}
+	f.repo.mu.Unlock()
+	again, _ = f.capture(nil)
+	f.check(again)
+	if f.repo.puts == 0 {
+		t.Error("a catalog that is gone was referred to")
+	}
+
+	// Any change ends it, and what was left out is not in it.
+	for _, change := range []func(){
+		func() { f.write("dir05/sub/file03", []byte("other")) },
+		func() { must(t, os.Remove(f.path("zz"))) },
+		func() { must(t, os.Remove(f.path("dir19/sub/file14"))) },
+		func() { must(t, os.RemoveAll(f.path("dir19"))) },
+	} {
+		f.write("zz", []byte("last of all"))
+		res, _ := f.capture(nil)
+		f.check(res)
+		change()
+		res, _ = f.capture(nil)
+		f.check(res)
+	}
+	f.opts = func(o *tree.CaptureOptions) { o.Exclude = []string{"dir01"} }
+	res, _ := f.capture(nil)
+	if _, ok := f.fingerprint(res)["dir01"]; ok {
+		t.Error("what is excluded is in the catalog")
 	}
 }
