@@ -221,7 +221,46 @@ func (g *guard) putManifest(w http.ResponseWriter, r *http.Request, req *request
 			return
 		}
 	}
+	if isDigest(req.ref) { // no tag makes it durable
+		w = &syncedWriter{ResponseWriter: w, sync: g.synced}
+	}
 	g.forward(w, r, req)
+}
+
+// syncedWriter holds an answer that promises something back until that is on
+// disk.
+type syncedWriter struct {
+	http.ResponseWriter
+	sync func() error
+	bad  bool // another answer was given
+}
+
+func (w *syncedWriter) WriteHeader(status int) {
+	if status < http.StatusMultipleChoices {
+		if err := w.sync(); err != nil {
+			w.bad = true
+			w.Header().Del("Docker-Content-Digest")
+			w.Header().Del("Location")
+			(&refusal{status: http.StatusInternalServerError, code: "UNKNOWN", message: err.Error()}).write(w.ResponseWriter)
+			return
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *syncedWriter) Write(b []byte) (int, error) {
+	if w.bad {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// synced makes durable what was stored.
+func (g *guard) synced() error {
+	if d, ok := g.driver.(*diskDriver); ok {
+		return d.unsynced.flush()
+	}
+	return nil
 }
 
 // storing holds the locks of digests while their bytes are stored or given to a

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,10 +44,10 @@ const maxThreads = 100
 
 // diskDriver keeps blobs and links in a directory. Distribution's own driver
 // syncs files, but not the directories that it makes and renames into; after a
-// power cut an acknowledged manifest could be without a name. diskDriver syncs
-// those too, and blobs before the first manifest after them (unsynced), so that
-// an acknowledged manifest is on disk with all that it names (invariant 1 of
-// docs/format.md needs no less). It notes when the disk is full.
+// power cut an acknowledged tag could be without a name. diskDriver syncs those
+// too: all that came since (unsynced) before a tag leads to it or a manifest is
+// acknowledged, then the tag (invariant 1 of docs/format.md needs no less). It
+// notes when the disk is full.
 type diskDriver struct {
 	driver.StorageDriver
 	root     string
@@ -79,12 +80,12 @@ func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) e
 	switch {
 	case volatile(p):
 		return noteFull(ctx, d.putVolatile(p, content))
-	case strings.Contains(p, "/_layers/"):
-		return noteFull(ctx, d.putLink(p, content))
-	case strings.Contains(p, "/_manifests/"):
-		if err := d.unsynced.flush(); err != nil {
-			return noteFull(ctx, err)
-		}
+	case !strings.HasSuffix(p, "/current/link"):
+		return noteFull(ctx, d.putUnsynced(p, content))
+	}
+	// From here on a tag leads to a manifest, so everything else comes first.
+	if err := d.unsynced.flush(); err != nil {
+		return noteFull(ctx, err)
 	}
 	if err := d.StorageDriver.PutContent(ctx, p, content); err != nil {
 		return noteFull(ctx, err)
@@ -92,17 +93,21 @@ func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) e
 	return noteFull(ctx, d.settle(path.Dir(p)))
 }
 
-// putLink makes a blob known in a name, atomically. It becomes durable with the
-// blob.
-func (d *diskDriver) putLink(p string, content []byte) error {
+// putUnsynced writes a link or a manifest atomically. It becomes durable with
+// the next flush.
+func (d *diskDriver) putUnsynced(p string, content []byte) error {
 	if !driver.PathRegexp.MatchString(p) {
 		return driver.InvalidPathError{Path: p, DriverName: driverName}
 	}
 	full := d.file(p)
+	// Only what is new is put off, for what cannot be made durable is removed.
+	if old, err := os.ReadFile(full); err == nil && bytes.Equal(old, content) {
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(full), 0o700); err != nil {
 		return err
 	}
-	t, err := os.CreateTemp(filepath.Dir(full), linkTemp+"*.tmp")
+	t, err := os.CreateTemp(filepath.Dir(full), unsyncedTemp+"*.tmp")
 	if err != nil {
 		return err
 	}
@@ -191,15 +196,21 @@ func (d *diskDriver) settle(dir string) error {
 			return err
 		}
 		d.mu.Lock()
-		if len(d.durable) >= maxDurable {
-			clear(d.durable)
-		}
-		d.durable[dir] = struct{}{}
+		d.know(dir)
 		d.mu.Unlock()
 	}
 	return nil
 }
 
+// know notes that the entry of dir is on disk; the caller holds mu.
+func (d *diskDriver) know(dir string) {
+	if len(d.durable) >= maxDurable {
+		clear(d.durable)
+	}
+	d.durable[dir] = struct{}{}
+}
+
+// syncDir syncs a directory, or a file.
 func syncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {

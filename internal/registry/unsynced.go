@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"maps"
 	"os"
@@ -38,12 +39,13 @@ const (
 	clockSlack = time.Hour
 )
 
-// unsynced holds what was acknowledged and is not known to be on disk: blobs and
-// the links that put them into a name. A blob means nothing before a manifest
-// names it, so one sync of all of them before the manifest is written serves as
-// well as several for each, and lets the disk write while more arrives. After a
-// power cut the mark tells the next start to look for blobs that are not what
-// their name says (dropDamaged). Safe for concurrent use.
+// unsynced holds what is not known to be on disk: blobs, some of them
+// acknowledged, manifests, and the links that put both into a name. A blob means
+// nothing before a manifest names it, so one sync of all of them before the
+// manifest is acknowledged serves as well as several for each, and lets the disk
+// write while more arrives. After a power cut the mark tells the next start to
+// look for what is not what its name says (dropDamaged). Safe for concurrent
+// use.
 type unsynced struct {
 	driver *diskDriver
 
@@ -86,18 +88,11 @@ func (u *unsynced) flush() error {
 	paths := slices.Collect(maps.Keys(u.paths))
 	u.paths = nil
 	u.mu.Unlock()
-	var g errgroup.Group
-	g.SetLimit(syncParallel)
-	for _, p := range paths {
-		g.Go(func() error {
-			if err := u.driver.sync(p); err != nil {
-				return errors.Join(err, os.RemoveAll(u.driver.file(path.Dir(p))))
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("blobs could not be made durable and were removed; they have to be sent again: %w", err)
+	if err := u.driver.sync(paths); err != nil {
+		for _, p := range paths {
+			err = errors.Join(err, os.RemoveAll(u.driver.file(path.Dir(p))))
+		}
+		return fmt.Errorf("what was sent lately could not be made durable and was removed; it has to be sent again: %w", err)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -110,27 +105,51 @@ func (u *unsynced) flush() error {
 	return nil
 }
 
-// sync makes one file durable with its name. One that was deleted meanwhile is
+// sync makes files durable, then their names. One that was deleted meanwhile is
 // nobody's loss.
-func (d *diskDriver) sync(p string) error {
-	f, err := os.Open(d.file(p))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+func (d *diskDriver) sync(paths []string) error {
+	dirs := map[string]struct{}{}
+	d.mu.Lock()
+	for _, p := range paths {
+		dir := path.Dir(p)
+		dirs[dir] = struct{}{}
+		for ; dir != "/" && dir != "."; dir = path.Dir(dir) {
+			if _, known := d.durable[dir]; known {
+				break
+			}
+			dirs[path.Dir(dir)] = struct{}{}
+		}
 	}
-	if err != nil {
+	d.mu.Unlock()
+	if err := d.syncEach(slices.Values(paths)); err != nil {
 		return err
 	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+	if err := d.syncEach(maps.Keys(dirs)); err != nil {
 		return err
 	}
-	err = syncDir(d.file(path.Dir(p)))
-	if err == nil {
-		err = d.settle(path.Dir(p))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range paths {
+		for dir := path.Dir(p); dir != "/" && dir != "."; dir = path.Dir(dir) {
+			d.know(dir)
+		}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	return nil
+}
+
+// syncEach syncs files or directories, several at a time.
+func (d *diskDriver) syncEach(paths iter.Seq[string]) error {
+	var g errgroup.Group
+	g.SetLimit(syncParallel)
+	for p := range paths {
+		g.Go(func() error {
+			if err := syncDir(d.file(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil
+		})
 	}
-	return err
+	return g.Wait()
 }
 
 // file is where p of the storage lies on disk.
@@ -209,17 +228,18 @@ func (w *uploadWriter) Commit(context.Context) error {
 
 var _ driver.FileWriter = (*uploadWriter)(nil)
 
-// linkTemp is how the temporary names of links begin.
-const linkTemp = ".link-"
+// unsyncedTemp is how the temporary names of what is not synced begin.
+const unsyncedTemp = ".unsynced-"
 
 var (
 	blobDirs  = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	linkBytes = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 )
 
-// dropDamaged removes, after a start that follows a power cut, the blobs written
-// since the mark that are not what their name says, and links without content.
-// Their senders were never told that a manifest names them. It returns how many.
+// dropDamaged removes, at a start that follows a power cut, what was written
+// since the mark and is not what its name says: blobs and manifests with another
+// digest, links without content. No tag leads to them, and nobody was told that
+// a manifest names them. It returns how many.
 func dropDamaged(root string, log *slog.Logger) (int, error) {
 	mark, err := os.Stat(filepath.Join(root, unsyncedMark))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -255,9 +275,9 @@ func dropDamaged(root string, log *slog.Logger) (int, error) {
 				return err
 			}
 			return drop(dir, "its content has another digest")
-		case strings.HasPrefix(name, linkTemp):
+		case strings.HasPrefix(name, unsyncedTemp):
 			return os.Remove(p)
-		case name == "link" && strings.Contains(p, "/_layers/"):
+		case name == "link" && strings.HasPrefix(p, filepath.Join(root, filepath.FromSlash(repositoriesRoot))):
 			b, err := readBounded(p)
 			if err != nil || linkBytes.Match(b) {
 				return err
