@@ -9,25 +9,17 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime/debug"
 
 	"lifeboat/internal/engine"
 	"lifeboat/internal/freeze"
 )
-
-// gcPercent is how much the heap may grow before it is collected.
-const gcPercent = 40
 
 func main() {
 	// A guardian does as little as possible before it guards (invariant 5).
 	if len(os.Args) > 1 && os.Args[1] == freeze.GuardianCommand {
 		os.Exit(freeze.GuardianMain(freeze.GuardianConfig{NewPauser: enginePauser}))
 	}
-	// Most of the memory is large buffers without pointers: to look at it more
-	// often costs little, and keeps the program small beside what it protects.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+	tuneMemory()
 	p := process{args: os.Args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr, env: os.Getenv, exit: os.Exit}
 	gone, err := enterHelper(&p)
 	if err != nil {

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -280,7 +281,7 @@ func fetch(ctx context.Context, src Source, refs []dr.UnitRef) ([][]byte, error)
 	data := make([][]byte, len(refs))
 	if f, ok := src.(Fetcher); ok && len(refs) > 1 {
 		err := f.Fetch(ctx, refs, func(i int, d []byte) error {
-			data[i] = d
+			data[i] = bytes.Clone(d)
 			return checkUnit(refs[i], d)
 		})
 		if err != nil {

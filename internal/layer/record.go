@@ -55,8 +55,7 @@ type Source interface {
 }
 
 // Fetcher is what a Source may offer besides: many units at once, in any
-// order, fn called concurrently. The slice is used after fn has returned and
-// must stay as it is.
+// order, fn called concurrently. The slice is used during the call only.
 type Fetcher interface {
 	Fetch(ctx context.Context, refs []dr.UnitRef, fn func(i int, data []byte) error) error
 }

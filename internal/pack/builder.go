@@ -154,12 +154,22 @@ func NewOpener(r *seal.Ring, c *Codec, h Header) (*Opener, error) {
 // exactly plain bytes to dst. sealed is overwritten. The units in it are not
 // yet compared with their ids. The error wraps dr.ErrTampered.
 func (o *Opener) Open(dst []byte, i int, sealed []byte, plain int) ([]byte, error) {
+	return o.open(dst, i, sealed, plain, o.codec.Decode)
+}
+
+// View is Open without a copy where the group was not compressed: the body then
+// lies in sealed's memory, else in dst's where it fits.
+func (o *Opener) View(dst []byte, i int, sealed []byte, plain int) ([]byte, error) {
+	return o.open(dst[:0], i, sealed, plain, o.codec.view)
+}
+
+func (o *Opener) open(dst []byte, i int, sealed []byte, plain int, decode func(dst, payload []byte, plain int) ([]byte, error)) ([]byte, error) {
 	nonce := seal.CounterNonce(0, uint64(i))
 	payload, err := o.a.Open(sealed[:0], nonce[:], sealed, o.data)
 	if err != nil {
 		return nil, fmt.Errorf("group %d: %w", i, seal.ErrOpen)
 	}
-	body, err := o.codec.Decode(dst, payload, plain)
+	body, err := decode(dst, payload, plain)
 	if err != nil {
 		return nil, fmt.Errorf("group %d: %w", i, err)
 	}

@@ -129,6 +129,14 @@ func (c *Codec) Decode(dst, payload []byte, plain int) ([]byte, error) {
 	}
 }
 
+// view is Decode that returns what is not compressed where it is.
+func (c *Codec) view(dst, payload []byte, plain int) ([]byte, error) {
+	if len(payload) >= 2 && payload[0] == codecRaw && len(payload)-1 == plain && plain <= MaxGroup {
+		return payload[1:], nil
+	}
+	return c.Decode(dst, payload, plain)
+}
+
 // Compressible estimates from a sample whether a unit is worth compressing. It
 // only sorts units into groups, so that a group is mostly of one kind: being
 // wrong costs some bytes and nothing else.

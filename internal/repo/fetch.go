@@ -35,8 +35,7 @@ type wanted struct {
 
 // Fetch reads many units at once, in whatever order suits the packs, and calls
 // fn with each: i is the place in refs. fn is called concurrently and its error
-// ends the Fetch. data stays as it is after fn has returned; fn must not write
-// to it. Neighbouring groups are read in one request, four requests run at a
+// ends the Fetch. data is valid during the call only; fn must not write to it. Neighbouring groups are read in one request, four requests run at a
 // time, and memory is that of four groups besides what fn keeps. A unit that
 // fails is looked for in the other pack manifests; the error names the first
 // that cannot be had.
@@ -212,7 +211,8 @@ func (rd *Reader) openSpan(src io.ReadCloser, ix *index, p idxcache.Pack, o *pac
 	if err != nil {
 		return err
 	}
-	var sealed []byte
+	mem := rd.repo.memory()
+	defer rd.repo.spare.Put(mem)
 	at := first.Offset
 	for len(span) > 0 {
 		group := span[0].loc.Group
@@ -223,13 +223,12 @@ func (rd *Reader) openSpan(src io.ReadCloser, ix *index, p idxcache.Pack, o *pac
 		if _, err := io.CopyN(io.Discard, src, int64(g.Offset-at)); err != nil {
 			return fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
 		}
-		sealed = slices.Grow(sealed[:0], int(g.Sealed))[:g.Sealed]
+		sealed := room(&mem.sealed, int(g.Sealed))
 		if _, err := io.ReadFull(src, sealed); err != nil {
 			return fmt.Errorf("pack %s: %w", digestOf(p.Digest), err)
 		}
 		at = g.Offset + g.Sealed
-		// Fresh memory: callers may keep what they get.
-		body, err := o.Open(nil, int(g.Number), sealed, int(g.Plain))
+		body, err := o.View(room(&mem.body, int(g.Plain)), int(g.Number), sealed, int(g.Plain))
 		if err != nil {
 			return fmt.Errorf("pack %s of manifest %s: %w", digestOf(p.Digest), ix.need.Digest, err)
 		}
@@ -244,4 +243,24 @@ func (rd *Reader) openSpan(src io.ReadCloser, ix *index, p idxcache.Pack, o *pac
 		}
 	}
 	return nil
+}
+
+// groupMemory is room for one group, sealed and opened. It is used again and
+// again: fresh memory for each costs more than opening it.
+type groupMemory struct{ sealed, body []byte }
+
+// memory returns room from spare, where it goes again.
+func (r *Repo) memory() *groupMemory {
+	if m, ok := r.spare.Get().(*groupMemory); ok {
+		return m
+	}
+	return new(groupMemory)
+}
+
+// room returns n bytes of b, making it larger where need be.
+func room(b *[]byte, n int) []byte {
+	if cap(*b) < n {
+		*b = make([]byte, max(n, pack.GroupSize+pack.GroupOverhead))
+	}
+	return (*b)[:n]
 }

@@ -102,6 +102,7 @@ type Repo struct {
 	idx    *indexes
 	cache  string
 	tmpDir string
+	spare  sync.Pool // of *groupMemory
 
 	readsMu sync.Mutex
 	reads   *readlog.Log // opened when it is first asked for
