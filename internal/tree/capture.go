@@ -180,9 +180,8 @@ func NewCapture(o CaptureOptions) (*Capture, error) {
 	}
 	if o.Merged != "" {
 		var st Stat
-		if err := follow(o.Merged, &st); err != nil {
-			return nil, errors.Join(fmt.Errorf("merged mount of tree %s: %w", o.Root, err), root.Close())
-		}
+		// A container that has ended meanwhile: whoever froze it notices.
+		c.o.NoWatch = c.o.NoWatch || follow(o.Merged, &st) != nil
 		c.mergedDev = st.Dev
 	}
 	c.identity, c.state = cacheName(o.StateDir, o.Key, o.Overlay, o.UnitID)
