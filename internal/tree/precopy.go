@@ -100,6 +100,9 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 	c.entries.Store(p.entries)
 	c.frames, c.pass1n = out.index, out.n
 	if err != nil {
+		if c.watch != nil {
+			c.watch.giveUp("the first pass failed") // its records are not whole
+		}
 		return fmt.Errorf("read tree %s: %w", c.o.Root, err)
 	}
 	if strict {
