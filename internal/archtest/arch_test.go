@@ -33,7 +33,7 @@ var floors = map[string]int{
 	// The repository, and what is known of a system from it.
 	"internal/repo": 4, "internal/ledger": 5, "internal/imageserve": 5,
 	// A system to a snapshot, a snapshot to a system.
-	"internal/capture": 6, "internal/recover": 7,
+	"internal/capture": 6, "internal/copying": 6, "internal/recover": 7,
 	"internal/agent": 8, "internal/web": 9,
 	"cmd":          10,
 	"internal/lab": 10, "lab": 11, "bench": 12, "e2e": 12,

@@ -20,6 +20,7 @@ const (
 	ReasonFailback   Reason = "failback"   // planned, back to the main site
 	ReasonReturn     Reason = "return"     // a planned move was called off
 	ReasonAdopt      Reason = "adopt"      // the holder's host was installed anew
+	ReasonCopy       Reason = "copy"       // snapshots are copied from another repository
 )
 
 // Claim is an epoch record: who holds epoch Epoch of System, and from which

@@ -22,6 +22,8 @@ type CommitInfo struct {
 	// BytesTotal is the size of what was captured; 0 means the trees and images
 	// of the root record.
 	BytesTotal int64
+	// Origin is set for a copy out of another repository.
+	Origin *Origin
 }
 
 // Commit makes the snapshot visible: everything put is stored durably, then the
@@ -131,7 +133,7 @@ func (w *Writer) record(root *dr.Root, ref dr.UnitRef, needs []*source, info Com
 		Format: 1, Snapshot: dr.SnapshotID(ref.ID), Root: ref, System: root.System, Site: root.Site,
 		Host: root.Host, Epoch: root.Epoch, Kind: root.Kind, Parent: root.Parent, Created: root.Created,
 		Consistency: root.Consistency, Containers: len(root.Containers),
-		BytesTotal: info.BytesTotal, BytesNew: st.BytesNew, BytesSent: st.BytesSent, FreezeUS: info.FreezeMicros,
+		BytesTotal: info.BytesTotal, BytesNew: st.BytesNew, BytesSent: st.BytesSent, FreezeUS: info.FreezeMicros, Origin: info.Origin,
 	}
 	if rec.BytesTotal == 0 {
 		for _, t := range root.Trees {

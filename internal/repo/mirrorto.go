@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/seal"
 	"lifeboat/internal/store"
 )
 
@@ -442,4 +443,32 @@ func (m *mirroring) tell(sent int64) {
 	if m.opts.Progress != nil {
 		m.opts.Progress(m.prog)
 	}
+}
+
+// MirroredIn reports whether a registry holds this repository, rather than
+// another one: by the id in its key records, which nobody has authenticated.
+func (r *Repo) MirroredIn(ctx context.Context, st store.Store) (bool, error) {
+	names, err := st.Tags(ctx, Tag{Class: ClassKey}.prefix())
+	if err != nil {
+		return false, fmt.Errorf("look for a repository: %w", err)
+	}
+	tags, _ := parseTags(names)
+	for _, t := range tags {
+		m, err := st.GetManifest(ctx, t.String())
+		var raw []byte
+		var k *seal.KeyRecord
+		if err == nil {
+			raw, err = decodeRecordManifest(m, ClassKey)
+		}
+		if err == nil {
+			k, err = seal.ParseKeyRecord(raw)
+		}
+		switch {
+		case err == nil && k.Repo == r.ID():
+			return true, nil
+		case err != nil && !about(err):
+			return false, fmt.Errorf("look for a repository: %w", err)
+		}
+	}
+	return false, nil
 }

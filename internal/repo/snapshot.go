@@ -39,6 +39,17 @@ type commitRecord struct {
 	BytesNew    int64           `json:"bytes_new"`
 	BytesSent   int64           `json:"bytes_sent"`
 	FreezeUS    int64           `json:"freeze_us"`
+	Origin      *Origin         `json:"origin,omitempty"`
+}
+
+// Origin says of which snapshot of another repository this one is a copy. The
+// host that copied it has verified that one and signs for it.
+type Origin struct {
+	Repo     dr.RepoID     `json:"repo"`
+	Snapshot dr.SnapshotID `json:"snapshot"`
+	Number   dr.Number     `json:"number"`
+	Host     dr.HostID     `json:"host"`
+	Epoch    dr.Epoch      `json:"epoch"`
 }
 
 // Snapshot is a verified commit record: sealed for this repository and tag,
@@ -70,6 +81,8 @@ type Snapshot struct {
 	Freeze time.Duration
 	// Needs are the pack manifests that hold its units, as Place says.
 	Needs []digest.Digest
+	// Origin is set for a copy out of another repository.
+	Origin *Origin
 
 	needs []need
 	at    Tag       // Place, taken apart
@@ -103,7 +116,7 @@ func (c *commitRecord) snapshot(t Tag, d digest.Digest, needs []need) *Snapshot 
 		Tag: t.String(), Place: t.String(), Digest: d, ID: c.Snapshot, Root: c.Root, System: c.System, Number: c.Number,
 		Site: c.Site, Host: c.Host, Epoch: c.Epoch, Kind: c.Kind, Parent: c.Parent, Created: c.Created,
 		Consistency: c.Consistency, Containers: c.Containers, BytesTotal: c.BytesTotal, BytesNew: c.BytesNew,
-		BytesSent: c.BytesSent, Freeze: time.Duration(c.FreezeUS) * time.Microsecond, Needs: c.Needs, needs: needs,
+		BytesSent: c.BytesSent, Freeze: time.Duration(c.FreezeUS) * time.Microsecond, Origin: c.Origin, Needs: c.Needs, needs: needs,
 		at: t, place: place{system: c.System, number: c.Number, tags: []Tag{t}},
 	}
 }
