@@ -171,6 +171,7 @@ func (a *app) changeKeys(ctx context.Context, change func(context.Context, *worl
 	if err := change(ctx, w); err != nil {
 		return err
 	}
+	a.noteMirrors(w)
 	_, generation, err := w.repo.Keys(ctx)
 	if err != nil {
 		return err

@@ -54,6 +54,7 @@ func (a *app) runKit(ctx context.Context, out string) error {
 	if err != nil {
 		return err
 	}
+	a.noteMirrors(w)
 	ans := struct {
 		Kit       string `json:"kit"`
 		Recipient string `json:"recipient"`

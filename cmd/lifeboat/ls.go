@@ -21,15 +21,20 @@ func newLsCmd(a *app) *cobra.Command {
 		Use:     "ls SYSTEM[@SNAPSHOT]",
 		GroupID: groupRecover,
 		Short:   "Look into a snapshot: its objects, or the files of a tree",
+		Long: `Look into a snapshot: its containers, images, networks, trees and project files, or
+the files of one tree. --path takes a path with all below it, or a pattern: * and ?
+stand for anything but a slash, [a-z] for one of several, ** for any number of
+directories. Put a pattern in quotes, so that the shell leaves it alone.`,
 		Example: `  lifeboat ls shop
   lifeboat ls shop --volume shop_uploads
+  lifeboat ls shop --volume shop_uploads --path '**/*.pdf'
   lifeboat ls shop@5f0c12ab --tree layer:shop-web-1 --path var/www`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runLs(cmd.Context(), args[0], f) },
 	}
 	cmd.Flags().StringVar(&f.volume, "volume", "", "files of this `VOLUME`")
 	cmd.Flags().StringVar(&f.tree, "tree", "", "files of this `TREE`: volume:NAME, bind:/PATH or layer:CONTAINER")
-	cmd.Flags().StringVar(&f.path, "path", "", "only below this `PATH`")
+	cmd.Flags().StringVar(&f.path, "path", "", "only this `PATH` and what is below it, or what fits a pattern")
 	cmd.ValidArgsFunction = a.completeRefs
 	complete(cmd, map[string]completer{"volume": a.completeTrees("volume:"), "tree": a.completeTrees("")})
 	return cmd
@@ -37,6 +42,10 @@ func newLsCmd(a *app) *cobra.Command {
 
 func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 	if err := f.check(); err != nil {
+		return err
+	}
+	match, err := newPathMatch(f.path)
+	if err != nil {
 		return err
 	}
 	w, err := a.open(ctx, false)
@@ -73,7 +82,7 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		Opaque bool `json:"opaque,omitempty"`
 	}
 	entries := []row{}
-	path := strings.Trim(f.path, "/")
+	found := 0
 	for {
 		e, err := target.Next(ctx)
 		if errors.Is(err, io.EOF) {
@@ -82,9 +91,10 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		if err != nil {
 			return err
 		}
-		if path != "" && e.Path != path && !catalog.Under(e.Path, path) {
+		if !match.fits(e.Path) {
 			continue
 		}
+		found++
 		r := row{e.Path, e.Type.String(), fmt.Sprintf("%04o", e.Mode), e.UID, e.GID, e.Size, time.Unix(e.MtimeSec, int64(e.MtimeNsec)).UTC(), e.Target, e.Opaque}
 		if a.UI().JSON() {
 			entries = append(entries, r)
@@ -100,6 +110,9 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		if _, err := fmt.Fprintln(a.UI().Out(), line); err != nil {
 			return err
 		}
+	}
+	if found == 0 && f.path != "" {
+		return fmt.Errorf("%s has nothing at %q: %w", trees[0].Key, f.path, dr.ErrNotFound)
 	}
 	if a.UI().JSON() {
 		return a.UI().Answer(map[string]any{"snapshot": snap.ID, "tree": trees[0].Key, "entries": entries})

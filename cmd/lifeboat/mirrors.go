@@ -203,3 +203,10 @@ func mirrorHint(src source) string {
 	}
 	return "or, where it is lost for good, go on with a mirror in its place, at all sites: the same command with --repo " + strings.Join(urls, " or --repo ")
 }
+
+// noteMirrors says, after keys were changed, that mirrors do not know yet.
+func (a *app) noteMirrors(w *world) {
+	for _, m := range w.src.mirrors {
+		a.UI().Note("the mirror has the keys of before; bring it up to date: lifeboat copy --mirror --to %s", location(m.url))
+	}
+}

@@ -27,10 +27,13 @@ func newRestoreCmd(a *app) *cobra.Command {
 		GroupID: groupRecover,
 		Short:   "Restore files of a snapshot into a directory",
 		Long: `Restore files of a snapshot into a new or empty directory: one volume, one tree,
-a path in it, or every tree of the system, each into a directory of its own.
+a path in it, or every tree of the system, each into a directory of its own. --path
+takes a path with all below it, or a pattern (see ls), with the directories that
+lead to what fits.
 Without root, owners and devices that cannot be made are left out and named
 (exit code 3). Deletions in writable layers are not files and are left out.`,
 		Example: `  lifeboat restore shop --volume shop_uploads --to /tmp/uploads
+  lifeboat restore shop --volume shop_uploads --path 'invoices/2026-*/**/*.pdf' --to /tmp/invoices
   lifeboat restore shop@5f0c12ab --volume shop_db --path mysql/ibdata1 --to /tmp/db
   lifeboat restore shop --to /tmp/shop`,
 		Args: cobra.ExactArgs(1),
@@ -38,7 +41,7 @@ Without root, owners and devices that cannot be made are left out and named
 	}
 	cmd.Flags().StringVar(&f.volume, "volume", "", "only this `VOLUME`")
 	cmd.Flags().StringVar(&f.tree, "tree", "", "only this `TREE`: volume:NAME, bind:/PATH or layer:CONTAINER")
-	cmd.Flags().StringVar(&f.path, "path", "", "only this `PATH` inside the volume or tree")
+	cmd.Flags().StringVar(&f.path, "path", "", "only this `PATH` inside the volume or tree, or what fits a pattern")
 	cmd.Flags().StringVar(&f.to, "to", "", "`DIR` to restore into; new or empty")
 	_ = cmd.MarkFlagRequired("to")
 	cmd.ValidArgsFunction = a.completeRefs
@@ -147,7 +150,7 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 		if len(trees) > 1 {
 			dir = filepath.Join(f.to, strings.ReplaceAll(strings.ReplaceAll(t.Key, "/", "_"), ":", "_"))
 		}
-		st, lost, err := a.restoreTree(ctx, w.repo, rd, t, dir, strings.Trim(f.path, "/"))
+		st, lost, err := a.restoreTree(ctx, w.repo, rd, t, dir, f.path)
 		if err != nil {
 			return ui.Explained{What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files", Next: []string{"remove " + f.to + " and run the command again"}, Err: err}
 		}
@@ -176,10 +179,11 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 
 // inTree looks for --path before anything is made on disk.
 func inTree(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlags) error {
-	path := strings.Trim(f.path, "/")
-	if path == "" {
-		return nil
+	match, err := newPathMatch(f.path)
+	if err != nil || match.isPattern() || match.plain == "" {
+		return err // what a pattern fits is found on the way
 	}
+	path := match.plain
 	target, err := catalog.Open(ctx, rd, trees[0].Catalog)
 	if err != nil {
 		return err
@@ -207,6 +211,10 @@ func emptyDir(dir string) error {
 }
 
 func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t dr.Tree, dir, path string) (tree.ApplyStats, []string, error) {
+	match, err := newPathMatch(path)
+	if err != nil {
+		return tree.ApplyStats{}, nil, err
+	}
 	target, err := catalog.Open(ctx, rd, t.Catalog)
 	if err != nil {
 		return tree.ApplyStats{}, nil, err
@@ -225,7 +233,7 @@ func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t 
 	var denied []string
 	task := a.UI().Progress().Bytes(t.Key, -1)
 	st, err := tree.Extract(ctx, dir, target, rd, tree.ExtractOptions{
-		Path: path, UnitID: r.UnitID,
+		Path: match.plain, Match: match.choose(), UnitID: r.UnitID,
 		Denied: func(path, what string, err error) {
 			mu.Lock()
 			defer mu.Unlock()

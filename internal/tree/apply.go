@@ -119,6 +119,9 @@ type applier struct {
 	target  *catalog.Reader
 	rootNew bool
 	only    string // Extract: the path that is wanted, "" for all
+	// match, if set, chooses entries; parents are the directories that lead to them.
+	match   func(path string) bool
+	parents map[string]bool
 	exclude map[string]struct{}
 	above   map[string]struct{} // directories that hold something excluded
 	pages   *localStore

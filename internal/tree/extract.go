@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,9 @@ type ExtractOptions struct {
 	// Path takes only this entry and what is below it, with the directories
 	// that lead there; "" takes all.
 	Path string
+	// Match takes only the entries for which it is true, with the directories that
+	// lead there; nil takes all. It is called for each path, some twice.
+	Match func(path string) bool
 	// Whiteouts says what becomes of deletions in a writable layer.
 	Whiteouts WhiteoutMode
 	// Denied is told what could not be kept (owners without privilege, say);
@@ -55,7 +59,10 @@ func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFe
 	if err != nil {
 		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
 	}
-	a.only = o.Path
+	a.only, a.match = o.Path, o.Match
+	if err := a.findParents(ctx); err != nil {
+		return ApplyStats{}, errors.Join(fmt.Errorf("extract: %w", err), a.close())
+	}
 	err = errors.Join(a.run(ctx, nil), a.close())
 	if err != nil {
 		return a.result(), fmt.Errorf("extract to %s: %w", dir, err)
@@ -83,12 +90,51 @@ func vacant(path string) error {
 // inScope reports whether an entry is wanted: the path itself, what is below
 // it, and the directories above.
 func (a *applier) inScope(path string) bool {
+	if a.match != nil && !a.match(path) && !a.parents[path] {
+		return false
+	}
 	return a.only == "" || path == a.only || catalog.Under(path, a.only) || catalog.Under(a.only, path)
+}
+
+// findParents looks for the directories that lead to what match chooses. The
+// error wraps dr.ErrNotFound where it chooses nothing.
+func (a *applier) findParents(ctx context.Context) error {
+	if a.match == nil {
+		return nil
+	}
+	a.parents = map[string]bool{}
+	found := false
+	in := a.target.Clone()
+	for {
+		e, err := in.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if !a.match(e.Path) {
+			continue
+		}
+		found = true
+		for p := e.Path; p != ""; {
+			p = catalog.Parent(p)
+			if a.parents[p] {
+				break
+			}
+			a.parents[p] = true
+		}
+	}
+	if !found {
+		return fmt.Errorf("nothing in the tree fits: %w", dr.ErrNotFound)
+	}
+	return nil
 }
 
 // unlinked turns a link to a file that is not wanted into a file of its own.
 func (a *applier) unlinked(ctx context.Context, e *catalog.Entry) (*catalog.Entry, error) {
-	if a.only == "" || e.Type != catalog.HardLink || e.Target == a.only || catalog.Under(e.Target, a.only) {
+	wanted := a.only == "" || e.Target == a.only || catalog.Under(e.Target, a.only)
+	if e.Type != catalog.HardLink || (wanted && (a.match == nil || a.match(e.Target))) {
 		return e, nil
 	}
 	t, err := a.target.Lookup(ctx, e.Target)
