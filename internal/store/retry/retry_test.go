@@ -110,6 +110,48 @@ func everything(t *testing.T, s store.Store) error {
 	return s.DeleteManifest(ctx, md)
 }
 
+// TestNotice: what holds work up is told once, and that it goes on; a single
+// failed attempt is not, unless it stalled.
+func TestNotice(t *testing.T) {
+	t.Parallel()
+	stalled := fmt.Errorf("%w: %w", store.ErrStalled, store.ErrUnreachable)
+	for name, c := range map[string]struct {
+		plan []faults.Fault
+		want int
+	}{
+		"one blip":       {[]faults.Fault{{Op: faults.HasBlob}}, 0},
+		"two in a row":   {[]faults.Fault{{Op: faults.HasBlob, Call: 1}, {Op: faults.HasBlob, Call: 2}}, 2},
+		"three in a row": {[]faults.Fault{{Op: faults.HasBlob, Call: 1}, {Op: faults.HasBlob, Call: 2}, {Op: faults.HasBlob, Call: 3}}, 2},
+		"a stall":        {[]faults.Fault{{Op: faults.HasBlob, Err: stalled}}, 2},
+		"a stalled read": {[]faults.Fault{{Op: faults.GetBlob, Err: stalled}}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var k clock
+			var told []string
+			o := options(&k, 5)
+			o.Notice = func(s string) { told = append(told, s) }
+			inner := memstore.New()
+			blob := storetest.Random(1000)
+			d := storetest.PutBytes(t, inner, "x", blob).Digest
+			s := retry.New(faults.New(t, inner, c.plan...), o)
+			if _, err := s.HasBlob(t.Context(), d); err != nil {
+				t.Fatal(err)
+			}
+			r, err := s.GetBlob(t.Context(), d, 1000, 0, -1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadAll(r); err != nil {
+				t.Fatal(err)
+			}
+			if len(told) != c.want {
+				t.Errorf("told %q", told)
+			}
+		})
+	}
+}
+
 func TestGivesUp(t *testing.T) {
 	t.Parallel()
 	var c clock
