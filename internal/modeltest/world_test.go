@@ -129,7 +129,10 @@ func (w *world) faulty(rt *rapid.T, kill func()) store.Store {
 	if f.Kind == faults.Hang || f.Kind == faults.HangAfter {
 		f.Do = kill
 	}
-	if f.Kind == faults.Short {
+	switch f.Kind {
+	case faults.Corrupt:
+		f.Op = faults.GetBlob // the store itself compares manifests with their digests
+	case faults.Short:
 		f.Op = rapid.SampledFrom([]faults.Op{faults.PutBlob, faults.GetBlob}).Draw(rt, "op")
 	}
 	return faults.New(quiet{}, w.bed.Store, f)

@@ -9,7 +9,6 @@
 package plan
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -95,19 +94,18 @@ func (j *Journal) load() error {
 		return fmt.Errorf("read journal: %w", err)
 	}
 	valid := 0
-	sc := bufio.NewScanner(bytes.NewReader(data))
-	sc.Buffer(nil, 64<<20)
-	for sc.Scan() {
-		raw := sc.Bytes()
-		end := valid + len(raw) + 1
-		if end > len(data) {
+	for {
+		// Not bufio.ScanLines: it takes a carriage return away, and then the length of
+		// what is valid would be wrong.
+		raw, _, whole := bytes.Cut(data[valid:], []byte{'\n'})
+		if !whole {
 			break // no newline: torn write
 		}
 		var l line
 		if err := json.Unmarshal(raw, &l); err != nil {
 			return fmt.Errorf("journal %s is damaged at byte %d: %w; move it away to begin anew", j.path, valid, err)
 		}
-		valid = end
+		valid += len(raw) + 1
 		switch l.Event {
 		case "begin":
 			if err := json.Unmarshal(l.Value, &j.header); err != nil {
@@ -122,9 +120,6 @@ func (j *Journal) load() error {
 		case "end":
 			j.ended = true
 		}
-	}
-	if err := sc.Err(); err != nil {
-		return fmt.Errorf("read journal %s: %w", j.path, err)
 	}
 	if err := j.f.Truncate(int64(valid)); err != nil {
 		return fmt.Errorf("trim journal: %w", err)

@@ -86,25 +86,17 @@ func TestFaultMatrix(t *testing.T) {
 	for _, c := range probe.Calls() {
 		count[c.Op]++
 	}
-	kinds := map[string]struct {
-		kind faults.Kind
-		kill bool
-	}{
-		"fails before": {faults.Before, false}, "fails after": {faults.After, false},
-		"killed before": {faults.Hang, true}, "killed after": {faults.HangAfter, true},
-		"happens twice": {faults.Duplicate, false},
-	}
 	for op, n := range count {
 		for call := 1; call <= n; call++ {
-			for name, k := range kinds {
+			for name, kind := range kindsOf(op) {
 				t.Run(fmt.Sprintf("%s %d %s", op, call, name), func(t *testing.T) {
 					t.Parallel()
 					b := prepare(t)
 					before := tagsOf(t, b.Store)
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()
-					f := faults.Fault{Op: op, Call: call, Kind: k.kind}
-					if k.kill {
+					f := faults.Fault{Op: op, Call: call, Kind: kind, At: 7}
+					if kind == faults.Hang || kind == faults.HangAfter {
 						f.Do = cancel
 					}
 					s, err := step(ctx, b, faults.New(t, b.Store, f), units)

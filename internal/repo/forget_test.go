@@ -336,15 +336,13 @@ func eachCall(t *testing.T, b *repotest.Bed, run func(context.Context, *repotest
 	}
 	for op, n := range count {
 		for call := 1; call <= n; call++ {
-			for name, kind := range map[string]faults.Kind{
-				"fails before": faults.Before, "fails after": faults.After, "killed before": faults.Hang, "killed after": faults.HangAfter, "twice": faults.Duplicate,
-			} {
+			for name, kind := range kindsOf(op) {
 				t.Run(fmt.Sprintf("%s %d %s", op, call, name), func(t *testing.T) {
 					t.Parallel()
 					f := b.Fork()
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()
-					fault := faults.Fault{Op: op, Call: call, Kind: kind}
+					fault := faults.Fault{Op: op, Call: call, Kind: kind, At: 7}
 					if kind == faults.Hang || kind == faults.HangAfter {
 						fault.Do = cancel
 					}
@@ -354,4 +352,18 @@ func eachCall(t *testing.T, b *repotest.Bed, run func(context.Context, *repotest
 			}
 		}
 	}
+}
+
+// kindsOf are the ways in which a call can go wrong.
+func kindsOf(op faults.Op) map[string]faults.Kind {
+	kinds := map[string]faults.Kind{
+		"fails before": faults.Before, "fails after": faults.After, "killed before": faults.Hang, "killed after": faults.HangAfter, "twice": faults.Duplicate,
+	}
+	switch op {
+	case faults.GetBlob:
+		kinds["short"], kinds["altered"] = faults.Short, faults.Corrupt
+	case faults.PutBlob:
+		kinds["short"] = faults.Short
+	}
+	return kinds
 }

@@ -310,7 +310,8 @@ type keySearch struct {
 	mismatch error // opened, but not the repository that is known
 	wrong    error // does not open with the key at hand
 	closed   []*seal.KeyRecord
-	tries    int // of a passphrase
+	unread   []Problem // of problems, those whose record could not be read
+	tries    int       // of a passphrase
 }
 
 func (s *keySearch) run(ctx context.Context, tags []Tag) error {
@@ -320,7 +321,8 @@ func (s *keySearch) run(ctx context.Context, tags []Tag) error {
 			if !about(err) {
 				return fmt.Errorf("read key record %s: %w", tags[i], err)
 			}
-			s.problems = append(s.problems, Problem{Tag: tags[i].String(), Err: err})
+			p := Problem{Tag: tags[i].String(), Err: err}
+			s.problems, s.unread = append(s.problems, p), append(s.unread, p)
 			continue
 		}
 		secret, err := s.try(tags[i], rec)
@@ -334,7 +336,7 @@ func (s *keySearch) run(ctx context.Context, tags []Tag) error {
 	s.report()
 	switch {
 	case s.mismatch != nil:
-		return s.mismatch
+		return withProblems(s.mismatch, s.unread)
 	case s.wrong != nil:
 		return s.wrong
 	default:
