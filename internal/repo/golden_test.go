@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"filippo.io/age"
 	"github.com/opencontainers/go-digest"
@@ -15,6 +16,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/fence"
+	"lifeboat/internal/kit"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/repotest"
 	"lifeboat/internal/seal"
@@ -33,6 +35,10 @@ type goldenFacts struct {
 	Fingerprint seal.Fingerprint      `json:"fingerprint"`
 	Hosts       map[string]dr.HostID  `json:"hosts"`
 	Snapshots   map[string]goldenSnap `json:"snapshots"` // by tag
+	// Trees are those of the snapshots of goldenSystem, by tag.
+	Trees map[string][]goldenTree `json:"trees"`
+	// Places are the tags under which relocated snapshots lie.
+	Places map[string]string `json:"places"`
 }
 
 type goldenSnap struct {
@@ -71,11 +77,36 @@ func TestGoldenRepository(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	paper, err := os.Open(filepath.Join(golden, "kit.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = paper.Close() }()
+	k, err := kit.Parse(paper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fromKit := repo.OpenOptions{Expect: &repo.Expected{Repo: k.Repository, Witnesses: map[seal.Generation]string{}}, Marks: map[string]dr.Number{}}
+	if err := fromKit.Expect.Fingerprint.UnmarshalText([]byte(k.Fingerprint)); err != nil {
+		t.Fatal(err)
+	}
+	for g, w := range k.Generations {
+		fromKit.Expect.Witnesses[seal.Generation(g)] = w
+	}
+	for prefix, n := range k.HighWater {
+		fromKit.Marks[prefix] = dr.Number(n)
+	}
+	if fromKit.Identities, err = age.ParseIdentities(strings.NewReader(k.Identity)); err != nil || len(fromKit.Marks) < 7 {
+		t.Fatalf("%v, %v", fromKit.Marks, err)
+	}
 	for name, o := range map[string]repo.OpenOptions{
 		"identity":   {Identities: ids},
 		"passphrase": {Passphrase: func() (string, error) { return "open sesame", nil }},
+		"kit":        fromKit, // as recover --kit opens it
 	} {
-		o.Expect = &repo.Expected{Repo: facts.Repo, Fingerprint: facts.Fingerprint}
+		if o.Expect == nil {
+			o.Expect = &repo.Expected{Repo: facts.Repo, Fingerprint: facts.Fingerprint}
+		}
 		o.Host = seal.NewHostKey()
 		r, err := open(t, loadGolden(t), o)
 		if err != nil {
@@ -88,11 +119,18 @@ func TestGoldenRepository(t *testing.T) {
 func checkGolden(t *testing.T, r *repo.Repo, facts goldenFacts) {
 	t.Helper()
 	snaps, problems, err := r.Snapshots(t.Context(), "")
-	if err != nil || len(problems) != 0 || len(snaps) != len(facts.Snapshots) {
+	if err != nil || len(problems) != 0 || len(snaps) != len(facts.Snapshots)+len(facts.Trees) || len(facts.Trees) < 2 {
 		t.Fatalf("%d snapshots, %v, %v", len(snaps), problems, err)
 	}
 	for i := range snaps {
 		s := &snaps[i]
+		if at := facts.Places[s.Tag]; at != "" && s.Place != at || at == "" && s.Place != s.Tag {
+			t.Fatalf("%s lies under %s, want %q", s.Tag, s.Place, at)
+		}
+		if s.System == goldenSystem {
+			checkGoldenSystem(t, r, s, facts.Trees[s.Tag])
+			continue
+		}
 		want := facts.Snapshots[s.Tag]
 		if s.ID != want.ID || s.Host != want.Host || s.Freeze.Microseconds() != 1500 {
 			t.Fatalf("%s: %+v", s.Tag, s)
@@ -110,8 +148,12 @@ func checkGolden(t *testing.T, r *repo.Repo, facts goldenFacts) {
 	if err != nil || head.Tag != "s.shop.3" {
 		t.Fatalf("head: %v, %v", head, err)
 	}
+	move, err := r.Latest(t.Context(), repo.ClassSwitch, "shop")
+	if err != nil || move.Tag != "w.shop.1" || !strings.Contains(string(move.Body), "offer") {
+		t.Fatalf("switch record: %v, %v", move, err)
+	}
 	hosts, err := r.Hosts(t.Context())
-	if err != nil || len(hosts) != 3 {
+	if err != nil || len(hosts) != 4 {
 		t.Fatalf("hosts: %v, %v", hosts, err)
 	}
 	for _, h := range hosts {
@@ -151,7 +193,7 @@ func loadGolden(t *testing.T) *memstore.Store {
 				t.Fatal(err)
 			}
 			tag := strings.TrimSuffix(e.Name(), ".json")
-			if strings.HasPrefix(tag, "s.") != indexes {
+			if (strings.HasPrefix(tag, "s.") || strings.HasPrefix(tag, "r.")) != indexes {
 				continue
 			}
 			media := ocispec.MediaTypeImageManifest
@@ -166,13 +208,18 @@ func loadGolden(t *testing.T) *memstore.Store {
 	return st
 }
 
-// writeGolden makes the stored repository: two key generations, three hosts of
-// which one is revoked, epochs, merged pack manifests.
+// writeGolden makes the stored repository: tags of every class, two key
+// generations, four hosts of which one is revoked, epochs and a move, merged pack
+// manifests, snapshots that were relocated, trees with one of everything, and
+// images.
 func writeGolden(t *testing.T) {
 	t.Helper()
 	b := repotest.NewBed(t)
-	hosts := map[string]*repo.Repo{"a": b.Host("a"), "b": b.Host("b"), "c": b.Host("c")}
-	facts := goldenFacts{Repo: hosts["a"].ID(), Fingerprint: hosts["a"].Fingerprint(), Hosts: map[string]dr.HostID{}, Snapshots: map[string]goldenSnap{}}
+	if err := os.RemoveAll(golden); err != nil {
+		t.Fatal(err)
+	}
+	hosts := map[string]*repo.Repo{"a": b.Host("a"), "b": b.Host("b"), "c": b.Host("c"), "d": b.Host("d")}
+	facts := goldenFacts{Repo: hosts["a"].ID(), Fingerprint: hosts["a"].Fingerprint(), Hosts: map[string]dr.HostID{}, Snapshots: map[string]goldenSnap{}, Trees: map[string][]goldenTree{}, Places: map[string]string{}}
 	take := func(host string, sys dr.System, epoch dr.Epoch, seeds ...uint64) *repo.Snapshot {
 		t.Helper()
 		r := hosts[host]
@@ -219,6 +266,7 @@ func writeGolden(t *testing.T) {
 	take("a", "shop", 1, 1, 2)
 	second := take("a", "shop", 1, 1, 2, 3)
 	take("c", "blog", 0, 1, 4)
+	takeGoldenSystem(t, hosts["a"], &facts, 1)
 	again := func(name string) (seal.Recipient, error) { return seal.PassphraseRecipient(name, "open sesame", 4) }
 	if err := hosts["a"].RotateKey(t.Context(), again); err != nil {
 		t.Fatal(err)
@@ -228,7 +276,58 @@ func writeGolden(t *testing.T) {
 	if err := hosts["a"].Revoke(t.Context(), hosts["c"].HostID(), nil); err != nil {
 		t.Fatal(err)
 	}
+	takeGoldenSystem(t, hosts["d"], &facts, 2) // enrols after the revocation and tells of it
+	facts.Hosts["d"] = hosts["d"].HostID()
+	offer := map[string]any{"format": 1, "host": hosts["b"].HostID(), "system": "shop", "step": "offer"}
+	if err := hosts["b"].PutRecord(t.Context(), "w.shop.1", offer); err != nil {
+		t.Fatal(err)
+	}
+	for _, drop := range []bool{false, true} {
+		tag := map[bool]string{false: "s.shop.1", true: "s.shop.2"}[drop]
+		s, err := hosts["a"].Find(t.Context(), "shop", "#"+tag[len(tag)-1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		moved := relocate(t, hosts["a"], s)
+		facts.Places[tag] = moved.Place
+		if drop {
+			dropOlder(t, hosts["a"], moved, 1)
+		}
+	}
 	saveGolden(t, b, facts)
+}
+
+// goldenKit is the recovery kit of the stored repository.
+func goldenKit(t *testing.T, b *repotest.Bed) []byte {
+	t.Helper()
+	r := b.Host("a")
+	if _, err := r.Check(t.Context()); err != nil { // so that it has seen everything
+		t.Fatal(err)
+	}
+	for _, prefix := range []string{"e.shop.", "w.shop."} {
+		if _, err := r.ListRecords(t.Context(), prefix); err != nil {
+			t.Fatal(err)
+		}
+	}
+	marks, err := r.Marks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := kit.Kit{
+		Created: time.Now().UTC().Truncate(time.Second), Repo: "oci://registry.example.org/golden", Repository: r.ID(), Fingerprint: r.Fingerprint().String(),
+		Identity: b.Identity.String(), HighWater: map[string]uint64{}, Generations: map[uint32]string{},
+	}
+	for prefix, n := range marks {
+		k.HighWater[prefix] = uint64(n)
+	}
+	for g, w := range r.Witnesses() {
+		k.Generations[uint32(g)] = w
+	}
+	raw, err := k.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
 }
 
 func saveGolden(t *testing.T, b *repotest.Bed, facts goldenFacts) {
@@ -243,9 +342,7 @@ func saveGolden(t *testing.T, b *repotest.Bed, facts goldenFacts) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.RemoveAll(golden); err != nil {
-		t.Fatal(err)
-	}
+	write("kit.txt", goldenKit(t, b))
 	j, err := json.MarshalIndent(facts, "", "\t")
 	if err != nil {
 		t.Fatal(err)
