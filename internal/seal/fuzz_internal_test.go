@@ -30,7 +30,7 @@ func FuzzSecret(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := decodeSecret(b)
 		if err != nil {
-			if !errors.Is(err, dr.ErrTampered) || len(err.Error()) > 300 {
+			if len(err.Error()) > 300 { // of another format, or altered
 				t.Fatalf("%v", err)
 			}
 			return
