@@ -8,10 +8,11 @@ GO ?= go
 TIMEOUT ?= 60m   # of one package's tests
 FUZZTIME ?= 10s  # of one fuzz target
 SOAK ?= 20       # rounds of everything
+COUNT ?= 6       # times each benchmark of a hot path runs
 # Packages whose tests run at the same time. Those of the laboratory have engines and databases running.
 PARALLEL ?= 2
 
-.PHONY: build deps lint test demo bench bench-deps fuzz soak clean
+.PHONY: build deps lint test demo bench bench-deps hotpaths fuzz soak clean
 
 # One static binary.
 build:
@@ -46,6 +47,11 @@ bench-deps:
 	@if ! { command -v restic && command -v borg; } > /dev/null; then \
 	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends restic borgbackup; fi
 
+# The hot paths one by one, for benchstat: make hotpaths > old; change; make hotpaths > new; benchstat old new.
+hotpaths:
+	@$(GO) test -run '^$$' -bench . -benchmem -count $(strip $(COUNT)) -timeout $(strip $(TIMEOUT)) -p 1 \
+	  ./internal/cut ./internal/seal ./internal/pack ./internal/catalog ./internal/layer ./internal/repo ./internal/repo/idxcache ./internal/tree
+
 # Every fuzz target for a short while.
 fuzz:
 	@grep -rl --include='*_test.go' '^func Fuzz' cmd internal lab | xargs -n 1 dirname | sort -u | while read -r dir; do \
@@ -58,7 +64,8 @@ fuzz:
 # Hours: everything again and again with new seeds, properties with many more cases, fuzzing for longer.
 soak: deps build
 	$(GO) test -race -timeout 24h -p 1 -count=$(strip $(SOAK)) ./...
-	$(GO) test -timeout 24h -p 1 -count=1 $$(grep -rl --include='*_test.go' 'pgregory.net/rapid' cmd internal lab | xargs -n 1 dirname | sort -u | sed 's,^,./,') -rapid.checks=20000
+	$(GO) test -timeout 24h -p 1 -count=1 $$(grep -rl --include='*_test.go' 'pgregory.net/rapid' cmd internal lab | xargs -n 1 dirname | sort -u | grep -v '^internal/modeltest$$' | sed 's,^,./,') -rapid.checks=20000
+	$(GO) test -timeout 24h -count=1 ./internal/modeltest -rapid.checks=2000 -rapid.steps=100
 	$(MAKE) fuzz FUZZTIME=5m
 
 clean:

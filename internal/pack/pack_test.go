@@ -413,6 +413,7 @@ func BenchmarkEncode(b *testing.B) {
 	for name, body := range map[string][]byte{"text": mixedText(), "noise": noise(1, 1<<20)} {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
 			dst := make([]byte, 0, 2<<20)
 			var n int
 			for b.Loop() {
@@ -426,6 +427,8 @@ func BenchmarkEncode(b *testing.B) {
 func BenchmarkCompressible(b *testing.B) {
 	for name, body := range map[string][]byte{"text": mixedText(), "noise": noise(1, 1<<20), "noise-4k": noise(1, 4<<10)} {
 		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(body)))
+			b.ReportAllocs()
 			for b.Loop() {
 				pack.Compressible(body)
 			}

@@ -49,6 +49,7 @@ func BenchmarkPut(b *testing.B) {
 			var n atomic.Uint64
 			template := bc.make(1, bc.size)
 			b.SetBytes(int64(bc.size))
+			b.ReportAllocs()
 			b.RunParallel(func(pb *testing.PB) {
 				data := append([]byte(nil), template...)
 				for pb.Next() {
@@ -90,6 +91,8 @@ func BenchmarkPutKnown(b *testing.B) {
 	}
 	defer w.Close()
 	i := 0
+	b.SetBytes(1000)
+	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := w.Put(b.Context(), units[i%len(units)]); err != nil {
 			b.Fatal(err)
@@ -125,6 +128,7 @@ func BenchmarkFetch(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.SetBytes(int64(bc.size * bc.n))
+			b.ReportAllocs()
 			for b.Loop() {
 				if err := rd.Fetch(b.Context(), root.Trees[0].Catalog, func(int, []byte) error { return nil }); err != nil {
 					b.Fatal(err)
