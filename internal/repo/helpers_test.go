@@ -115,7 +115,7 @@ func readAll(ctx context.Context, r *repo.Repo, s *repo.Snapshot) ([][]byte, err
 	}
 	out := make([][]byte, len(root.Trees[0].Catalog))
 	err = rd.Fetch(ctx, root.Trees[0].Catalog, func(i int, data []byte) error {
-		out[i] = data
+		out[i] = bytes.Clone(data)
 		return nil
 	})
 	return out, err
