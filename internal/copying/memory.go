@@ -8,6 +8,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
@@ -37,7 +38,7 @@ func openMemory(dir string, from, to *repo.Repo) (*memory, error) {
 	}
 	name := filepath.Join(dir, fmt.Sprintf("copied-%s-%s.db", from.ID(), to.ID()))
 	db, err := openDB(name)
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, bolterrors.ErrTimeout) {
 		return nil, fmt.Errorf("another run copies between these repositories: %w", dr.ErrHeld)
 	}
 	if err != nil {
