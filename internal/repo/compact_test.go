@@ -173,6 +173,34 @@ func TestCompactForeign(t *testing.T) {
 	}
 }
 
+// A host whose snapshot another host has relocated does not read what lies in
+// packs that it wrote itself.
+func TestRelocatedPacksAreKnown(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	writer, op := b.Host("writer"), b.Host("operator")
+	all := megabytes(6, 40)
+	first := mustSnapshot(t, writer, "shop", nil, all)
+	most := slices.Clone(all[5:])
+	mustSnapshot(t, writer, "shop", first, most)
+	if _, err := forget(t.Context(), op, retain.Policy{Last: 1}); err != nil {
+		t.Fatal(err)
+	}
+	c := mustCompact(t, op, repo.CompactOptions{MaxUnused: 0.02}, 0).Compacted
+	if c.Relocated != 1 || c.LiveBytes == 0 || c.LiveBytes > 10<<20 {
+		t.Fatalf("%+v", c)
+	}
+	again := b.Host("writer")
+	parent, err := again.Find(t.Context(), "shop", "")
+	if err != nil || parent.Place != "r.shop.2.1" {
+		t.Fatal(parent, err)
+	}
+	_, st, err := snapshot(t.Context(), again, repo.WriterOptions{System: "shop", Parent: parent}, "main", most)
+	if err != nil || st.BytesRead == 0 || st.BytesRead > c.LiveBytes+1<<20 || st.BytesNew > 1<<16 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+}
+
 // A pack that cannot be read is left where it is, and so are the snapshots that
 // need it.
 func TestCompactDamaged(t *testing.T) {

@@ -51,8 +51,15 @@ func (w *Writer) findSources(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("parent %s: %w", w.opts.Parent.ID.Short(), err)
 		}
+		var foreign []*index
 		for _, ix := range ixs {
 			w.sources = append(w.sources, &source{index: ix, carried: true})
+			if !ix.allRead() {
+				foreign = append(foreign, ix)
+			}
+		}
+		if len(foreign) > 0 {
+			r.inheritRead(foreign)
 		}
 	}
 	pending, err := w.pendingManifests(ctx)
