@@ -67,20 +67,6 @@ func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if id == "" {
-		l, err := w.list(ctx, sys)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		for _, s := range l.Snapshots {
-			if s.Newest {
-				id = s.Snapshot.String()
-			}
-		}
-		if id == "" {
-			return nil, nil, nil, fmt.Errorf("the repository has no snapshot of system %q: %w", name, dr.ErrNotFound)
-		}
-	}
 	snap, err := w.repo.Find(ctx, sys, id)
 	if err != nil {
 		return nil, nil, nil, err

@@ -333,29 +333,18 @@ func (r *run) resolveParent(ctx context.Context) error {
 		return err
 	}
 	r.claims = claims
-	snaps, problems, err := r.deps.Repo.Snapshots(ctx, r.opts.System)
-	if err != nil {
-		return err
-	}
-	for _, p := range problems {
-		r.deps.Log.Warn("a tag of the repository does not verify", "problem", p.String())
-	}
-	if r.opts.Kind == dr.KindCurrent {
-		if err := fence.CheckWrite(claims, r.opts.System, r.deps.Repo.HostID()); err != nil {
-			if err = r.reinstalled(ctx, snaps, err); err != nil {
-				return err
-			}
-		}
-		if id, ok := fence.Head(r.claims, Snaps(snaps)); ok {
-			r.parent = byID(snaps, id)
+	held := fence.CheckWrite(claims, r.opts.System, r.deps.Repo.HostID())
+	if r.opts.Kind == dr.KindCurrent && held == nil {
+		// The newest are read first, so this costs the same however many there are.
+		r.parent, err = r.deps.Repo.Find(ctx, r.opts.System, "latest")
+		if errors.Is(err, dr.ErrNotFound) || errors.Is(err, dr.ErrTampered) {
+			r.parent, err = nil, r.searchParent(ctx, held)
 		}
 	} else {
-		// What this host wrote last is nearest to what it holds now.
-		for i := range snaps {
-			if snaps[i].Host == r.deps.Repo.HostID() {
-				r.parent = &snaps[i]
-			}
-		}
+		err = r.searchParent(ctx, held)
+	}
+	if err != nil {
+		return err
 	}
 	if r.parent == nil {
 		return nil
@@ -365,6 +354,36 @@ func (r *run) resolveParent(ctx context.Context) error {
 	}
 	if r.proot, err = r.preader.Root(ctx); err != nil {
 		return fmt.Errorf("parent snapshot %s: %w", r.parent.ID.Short(), err)
+	}
+	return nil
+}
+
+// searchParent looks through all snapshots of the system. held says why this host
+// may not write, nil if it may.
+func (r *run) searchParent(ctx context.Context, held error) error {
+	snaps, problems, err := r.deps.Repo.Snapshots(ctx, r.opts.System)
+	if err != nil {
+		return err
+	}
+	for _, p := range problems {
+		r.deps.Log.Warn("a tag of the repository does not verify", "problem", p.String())
+	}
+	if r.opts.Kind == dr.KindCurrent {
+		if held != nil {
+			if err := r.reinstalled(ctx, snaps, held); err != nil {
+				return err
+			}
+		}
+		if id, ok := fence.Head(r.claims, Snaps(snaps)); ok {
+			r.parent = byID(snaps, id)
+		}
+		return nil
+	}
+	// What this host wrote last is nearest to what it holds now.
+	for i := range snaps {
+		if snaps[i].Host == r.deps.Repo.HostID() {
+			r.parent = &snaps[i]
+		}
 	}
 	return nil
 }

@@ -132,6 +132,10 @@ func choose(ctx context.Context, d Deps, sys dr.System, ref string, claims []fen
 	if ref != "" {
 		return d.Repo.Find(ctx, sys, ref)
 	}
+	// The newest are read first; only where that does not find it are all.
+	if s, err := d.Repo.Find(ctx, sys, "latest"); err == nil || !errors.Is(err, dr.ErrNotFound) && !errors.Is(err, dr.ErrTampered) {
+		return s, err
+	}
 	snaps, problems, err := d.Repo.Snapshots(ctx, sys)
 	if err != nil {
 		return nil, err
