@@ -51,7 +51,7 @@ func (r *Repo) inheritRead(targets []*index) {
 				break
 			}
 			for _, to := range wanted[p.Digest] {
-				same, err := sameGroups(packUse{src, p}, packUse{to.ix, to.p})
+				same, err := sameGroups(packUse{src, p}, packUse(to))
 				if err != nil || !same {
 					continue
 				}
