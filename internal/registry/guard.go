@@ -169,6 +169,7 @@ func (g *guard) uploadBlob(w http.ResponseWriter, r *http.Request, req *request)
 		}
 	}
 	defer g.storing(append(q["digest"], q["mount"]...)...)()
+	req.note.rewriting(r.Header, q.Get("digest"))
 	// Distribution also looks for from and digest in a body that calls itself a
 	// form, where nothing above has looked.
 	r.Header.Set("Content-Type", "application/octet-stream")
@@ -210,6 +211,7 @@ func (g *guard) putManifest(w http.ResponseWriter, r *http.Request, req *request
 		stored = append(stored, req.ref)
 	}
 	defer g.storing(stored...)()
+	req.note.rewriting(r.Header, stored[0])
 	defer g.names.rlock(req.name)()
 	// Counted at its end: whoever counted before and reads meanwhile may miss it.
 	defer g.addedTo(req.name).Add(1)

@@ -16,6 +16,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/distribution/distribution/v3/registry/storage/driver/factory"
 	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -260,7 +261,8 @@ func (w *diskWriter) Commit(ctx context.Context) error {
 // when a full disk makes an earlier step of closing them fail, and keep their
 // room although they are deleted).
 type note struct {
-	full atomic.Bool
+	full    atomic.Bool
+	rewrite atomic.Pointer[digest.Digest] // of bytes to be stored anew if they are damaged
 
 	mu      sync.Mutex
 	writers []*diskWriter

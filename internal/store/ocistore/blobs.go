@@ -59,6 +59,11 @@ func (c *client) PutBlob(ctx context.Context, d digest.Digest, size int64, open 
 	if err != nil {
 		return 0, c.fail(what, err)
 	}
+	header := http.Header{"Content-Type": {"application/octet-stream"}}
+	if store.IsRewriting(ctx) {
+		ok = false
+		header.Set(rewriteHeader, rewriteDamaged)
+	}
 	if ok {
 		if have >= 0 && have != size {
 			return 0, c.fail(what, fmt.Errorf("it is stored there with %d bytes: %w", have, store.ErrDigestMismatch))
@@ -73,7 +78,7 @@ func (c *client) PutBlob(ctx context.Context, d digest.Digest, size int64, open 
 	q.Set("digest", d.String())
 	location.RawQuery = q.Encode()
 	src := &source{size: size, open: open}
-	resp, err := c.do(ctx, http.MethodPut, location.String(), http.Header{"Content-Type": {"application/octet-stream"}}, src)
+	resp, err := c.do(ctx, http.MethodPut, location.String(), header, src)
 	if err != nil {
 		return src.sent(), c.fail(what, err)
 	}
@@ -83,6 +88,13 @@ func (c *client) PutBlob(ctx context.Context, d digest.Digest, size int64, open 
 	}
 	return size, nil
 }
+
+// rewriteHeader asks Lifeboat's registry to store bytes in the place of those that
+// it has under their digest, if those do not fit it any more. Others ignore it.
+const (
+	rewriteHeader  = "Lifeboat-Rewrite"
+	rewriteDamaged = "damaged"
+)
 
 // startUpload opens an upload and returns where to send it: the registry's own
 // origin, never another, for the credentials go there too.

@@ -58,7 +58,7 @@ func (c *client) PutManifest(ctx context.Context, tag, mediaType string, body []
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return "", c.fail(what, err)
 		}
-		if done {
+		if done && !store.IsRewriting(ctx) {
 			return d, nil
 		}
 	}
@@ -83,7 +83,11 @@ func (c *client) compareTag(ctx context.Context, tag string, d digest.Digest) (b
 
 func (c *client) sendManifest(ctx context.Context, tag, mediaType string, d digest.Digest, body []byte) error {
 	src := &source{size: int64(len(body)), open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }}
-	resp, err := c.do(ctx, http.MethodPut, c.url("manifests", tag), http.Header{"Content-Type": {mediaType}}, src)
+	header := http.Header{"Content-Type": {mediaType}}
+	if store.IsRewriting(ctx) {
+		header.Set(rewriteHeader, rewriteDamaged)
+	}
+	resp, err := c.do(ctx, http.MethodPut, c.url("manifests", tag), header, src)
 	if err != nil {
 		if neverSent(err) {
 			return err
