@@ -71,6 +71,9 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 	if err := r.checkRecords(ctx, inv, f); err != nil {
 		return nil, err
 	}
+	if err := r.tellMisplaced(ctx, f); err != nil {
+		return nil, err
+	}
 	c := &structure{repo: r, inv: inv, f: f, harm: x.harm, packs: o.Read == nil || !o.Read.All()}
 	if err := inParallel(ctx, inv.needs, c.manifest); err != nil {
 		return nil, err
@@ -144,6 +147,9 @@ func (r *Repo) takeInventory(ctx context.Context, f *findings, only func(*Snapsh
 		}
 	}
 	for i := range inv.snaps {
+		if s := &inv.snaps[i]; s.Lacks > 0 {
+			f.add(Problem{Tag: s.Tag, Snapshot: s.ID, Err: fmt.Errorf("%d units of it were lost when it was repaired (%s): %w", s.Lacks, s.Place, store.ErrNotFound)})
+		}
 		for _, n := range inv.snaps[i].needs {
 			if inv.users[n] == nil {
 				inv.needs = append(inv.needs, n)
@@ -179,8 +185,34 @@ func (r *Repo) checkRecords(ctx context.Context, inv *inventory, f *findings) er
 		return err
 	}
 	f.list = append(f.list, problems...)
+	for _, c := range []Class{ClassKey, ClassHost} {
+		if err := r.checkDense(ctx, c, f); err != nil {
+			return err
+		}
+	}
 	return r.checkPackTags(ctx, inv, f)
 }
+
+// checkDense looks for numbers that are missing of records that are never removed.
+func (r *Repo) checkDense(ctx context.Context, c Class, f *findings) error {
+	names, err := r.st.Tags(ctx, Tag{Class: c}.prefix())
+	if err != nil {
+		return err
+	}
+	tags, _ := parseTags(names)
+	next := Tag{Class: c, Number: 1}
+	for _, t := range tags {
+		// Somebody may squat on a number far away: what is before it is not missing.
+		for ; next.Number < t.Number && t.Number-next.Number <= maxGap; next = next.next() {
+			f.add(Problem{Tag: next.String(), Err: fmt.Errorf("the record is missing, and such records are never removed: %w", store.ErrNotFound)})
+		}
+		next = t.next()
+	}
+	return nil
+}
+
+// maxGap is how many numbers in a row may be told to be missing.
+const maxGap = 8
 
 // checkPackTags looks at the tags of pack manifests that no chosen snapshot
 // needs: each has to name what its own name says.
@@ -414,14 +446,14 @@ type harm struct {
 	// manifests that cannot be used as a whole, with the blob at fault.
 	manifests map[digest.Digest]digest.Digest
 	groups    map[digest.Digest]map[uint32]bool
-	packs     map[digest.Digest]bool // not whole, maybe in the padding only
-	byPack    map[digest.Digest]map[digest.Digest]bool
+	packs     map[digest.Digest]bool                       // not whole, maybe in the padding only
+	byPack    map[digest.Digest]map[digest.Digest][]uint32 // by pack and manifest: groups
 }
 
 func newHarm() *harm {
 	return &harm{
 		manifests: map[digest.Digest]digest.Digest{}, groups: map[digest.Digest]map[uint32]bool{},
-		packs: map[digest.Digest]bool{}, byPack: map[digest.Digest]map[digest.Digest]bool{},
+		packs: map[digest.Digest]bool{}, byPack: map[digest.Digest]map[digest.Digest][]uint32{},
 	}
 }
 
@@ -439,9 +471,9 @@ func (h *harm) pack(n need, d digest.Digest, groups []uint32) {
 	defer h.mu.Unlock()
 	h.packs[d] = true
 	if h.byPack[d] == nil {
-		h.byPack[d] = map[digest.Digest]bool{}
+		h.byPack[d] = map[digest.Digest][]uint32{}
 	}
-	h.byPack[d][n.Digest] = true
+	h.byPack[d][n.Digest] = groups
 	if len(groups) > 0 && h.groups[n.Digest] == nil {
 		h.groups[n.Digest] = map[uint32]bool{}
 	}
@@ -473,11 +505,29 @@ func (h *harm) touches(d digest.Digest) bool {
 		return true
 	}
 	for _, users := range h.byPack {
-		if users[d] {
+		if _, named := users[d]; named {
 			return true
 		}
 	}
 	return false
+}
+
+// healed takes a blob for sound again.
+func (h *harm) healed(d digest.Digest) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.packs, d)
+	for m, fault := range h.manifests {
+		if fault == d {
+			delete(h.manifests, m)
+		}
+	}
+	for m, groups := range h.byPack[d] {
+		for _, g := range groups {
+			delete(h.groups[m], g)
+		}
+	}
+	delete(h.byPack, d)
 }
 
 // none reports whether nothing was found.

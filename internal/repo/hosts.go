@@ -87,6 +87,14 @@ func (b *hostBook) load(ctx context.Context) error {
 	return nil
 }
 
+// reload reads all host records again, also those that did not verify.
+func (b *hostBook) reload(ctx context.Context) error {
+	b.mu.Lock()
+	b.records, b.bad = nil, nil
+	b.mu.Unlock()
+	return b.load(ctx)
+}
+
 func (b *hostBook) loadLocked(ctx context.Context) error {
 	prefix := Tag{Class: ClassHost}.prefix()
 	before, err := b.repo.state.allMarks()

@@ -29,6 +29,8 @@ type relocation struct {
 	Created  time.Time       `json:"created"`
 	Commit   []byte          `json:"commit"`
 	Needs    []digest.Digest `json:"needs"`
+	// Lacks is how many units were lost when the snapshot was repaired in part.
+	Lacks int64 `json:"lacks,omitempty"`
 }
 
 func (m *relocation) check(t Tag, host dr.HostID, listed []need) error {
@@ -103,7 +105,7 @@ func (r *Repo) openRelocation(ctx context.Context, t Tag, m store.Manifest) (s *
 		return nil, nil, nil, distrust
 	}
 	s = c.snapshot(t.commitTag(), m.Digest, listed)
-	s.at, s.mover, s.Needs = t, host, rec.Needs
+	s.at, s.mover, s.Needs, s.Lacks = t, host, rec.Needs, max(rec.Lacks, 0)
 	s.Place = t.String()
 	return s, rec.Commit, distrust, nil
 }
@@ -139,8 +141,15 @@ func (r *Repo) relocate(ctx context.Context, s *Snapshot, needs []need) (*Snapsh
 	if err != nil {
 		return nil, what(err)
 	}
+	return r.relocateRecord(ctx, s, commit, needs, s.Lacks)
+}
+
+// relocateRecord is relocate, of a sealed commit record that is at hand; lacks
+// units of it are known to be lost.
+func (r *Repo) relocateRecord(ctx context.Context, s *Snapshot, commit []byte, needs []need, lacks int64) (*Snapshot, error) {
+	what := func(err error) error { return fmt.Errorf("relocate snapshot %s (%s): %w", s.ID.Short(), s.Tag, err) }
 	rec := &relocation{
-		Format: 1, Host: r.HostID(), System: s.System, Number: s.Number, Snapshot: s.ID, Created: time.Now().UTC(), Commit: commit,
+		Format: 1, Host: r.HostID(), System: s.System, Number: s.Number, Snapshot: s.ID, Created: time.Now().UTC(), Commit: commit, Lacks: lacks,
 	}
 	for _, n := range needs {
 		rec.Needs = append(rec.Needs, n.Digest)

@@ -83,6 +83,8 @@ type Snapshot struct {
 	Needs []digest.Digest
 	// Origin is set for a copy out of another repository.
 	Origin *Origin
+	// Lacks is how many of its units were lost when it was repaired in part.
+	Lacks int64
 
 	needs []need
 	at    Tag       // Place, taken apart

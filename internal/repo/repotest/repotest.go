@@ -81,6 +81,14 @@ func (b *Bed) Fork() *Bed {
 	return &f
 }
 
+// ForkFor is Fork for a test below that of the bed.
+func (b *Bed) ForkFor(t testing.TB) *Bed {
+	t.Helper()
+	f := *b
+	f.t = t
+	return f.Fork()
+}
+
 // copyTree copies files with their modes: nobody else may read a host key.
 func copyTree(to, from string) error {
 	return filepath.WalkDir(from, func(p string, d fs.DirEntry, err error) error {

@@ -356,6 +356,19 @@ func (s *Store) Corrupt(d digest.Digest, b []byte) bool {
 	return true
 }
 
+// CorruptManifest replaces the stored bytes of manifest d, as Corrupt does those
+// of blobs.
+func (s *Store) CorruptManifest(d digest.Digest, b []byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, ok := s.manifests[d]
+	m.Body = slices.Clone(b)
+	if ok {
+		s.manifests[d] = m
+	}
+	return ok
+}
+
 // Drop removes blob d as if the disk below had lost it. It reports whether d
 // was there.
 func (s *Store) Drop(d digest.Digest) bool {

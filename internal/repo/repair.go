@@ -1,0 +1,219 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/repo/readlog"
+	"lifeboat/internal/store"
+)
+
+// RepairSource is where Repair takes from what the repository lacks.
+type RepairSource struct {
+	// Name is for people.
+	Name string
+	// Exact is a registry that holds exact copies of blobs and tags of this
+	// repository (SameRepository); nil for none.
+	Exact store.Store
+	// Other is another repository, whose units are compared by content; nil for
+	// none.
+	Other *Repo
+}
+
+// RepairOptions say how to repair.
+type RepairOptions struct {
+	From []RepairSource
+	// Read: everything is read first, so that damage is found that only reading
+	// shows. What this host has found by reading before is known without.
+	Read bool
+	// DryRun changes nothing.
+	DryRun bool
+	// DropDamaged forgets the snapshots that still lose something in the end, as
+	// far as they may be forgotten at all.
+	DropDamaged bool
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Progress is called while everything is read; Stepped after each step. Either
+	// may be nil; calls do not overlap.
+	Progress func(VerifyProgress)
+	Stepped  func(RepairStep)
+}
+
+// RepairAction is what a step does.
+type RepairAction string
+
+// The actions.
+const (
+	// RepairCopied: a blob, manifest or tag was stored again as it was.
+	RepairCopied RepairAction = "copied"
+	// RepairRewritten: what is left of a pack manifest, and what was found
+	// elsewhere, was put together anew.
+	RepairRewritten RepairAction = "rewritten"
+	// RepairRelocated: a snapshot lies there now.
+	RepairRelocated RepairAction = "relocated"
+	// RepairForgotten: a snapshot that cannot be healed was removed.
+	RepairForgotten RepairAction = "forgotten"
+)
+
+// RepairStep is one thing that was done, or with DryRun would be. Err says why it
+// was not.
+type RepairStep struct {
+	Action RepairAction
+	Tag    string
+	Blob   digest.Digest
+	// From is the name of the source; empty for the repository itself.
+	From string
+	// Units and Bytes that were put together anew, or Bytes that were copied. Lacks
+	// are units of a relocated snapshot that could not be had.
+	Units, Lacks int
+	Bytes        int64
+	Err          error
+}
+
+// Repaired is what Repair found, did, and left. With DryRun After is Before.
+type Repaired struct {
+	Before, After *Examination
+	Steps         []RepairStep
+}
+
+// Repair heals what is damaged or gone, as far as it can be had: exact copies of
+// blobs, manifests and records from other registries first, then units, from
+// wherever they are sound: packs that are left, other snapshots, other
+// repositories. Units are put together anew, and the snapshots that need them are
+// relocated there: their records and numbers stay as they were (docs/format.md,
+// Relocation). Nothing is used that was not read and found to have its digest or
+// its id, whoever wrote it; records count only by their signature. Nothing that
+// was stored is removed, except tags that name something else than they must,
+// once what belongs there is at hand, and what DropDamaged says.
+//
+// It may be cut off anywhere and run again (invariant 8). What cannot be healed
+// is what After tells. Errors are those of the registry and of the local disk; a
+// source that fails is told by its step and passed over.
+func (r *Repo) Repair(ctx context.Context, o RepairOptions) (*Repaired, error) {
+	p := &repairer{repo: r, opts: o, result: &Repaired{}}
+	if o.Now == nil {
+		p.opts.Now = time.Now
+	}
+	if err := p.run(ctx); err != nil {
+		return p.result, fmt.Errorf("repair: %w", err)
+	}
+	return p.result, nil
+}
+
+// repairer is one run of Repair.
+type repairer struct {
+	repo   *Repo
+	opts   RepairOptions
+	result *Repaired
+}
+
+// maxRepairRounds bounds how often units are looked for again because what was
+// healed shows more that is lost: a list of files, the content of the files.
+const maxRepairRounds = 6
+
+func (p *repairer) run(ctx context.Context) (err error) {
+	r := p.repo
+	if !p.opts.DryRun {
+		if err := r.enrolForWriting(ctx); err != nil && !about(err) {
+			return err // what is about host records may be what there is to heal
+		}
+	}
+	before, err := p.look(ctx, p.opts.Read)
+	if err != nil && !errors.Is(err, dr.ErrTampered) {
+		return err
+	}
+	p.result.Before, p.result.After = before, before
+	if err := p.tags(ctx); err != nil {
+		return err
+	}
+	if p.result.After, err = p.look(ctx, before == nil && p.opts.Read); err != nil {
+		return err
+	}
+	if before == nil {
+		p.result.Before = p.result.After
+	}
+	if err := p.blobs(ctx, p.result.After); err != nil {
+		return err
+	}
+	if p.opts.DryRun {
+		_, err := p.units(ctx, p.result.After)
+		return err
+	}
+	for range maxRepairRounds {
+		if p.result.After, err = p.look(ctx, false); err != nil {
+			return err
+		}
+		more, err := p.units(ctx, p.result.After)
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+	}
+	if p.opts.DropDamaged {
+		if err := p.drop(ctx); err != nil {
+			return err
+		}
+		p.result.After, err = p.look(ctx, false)
+	}
+	return err
+}
+
+func (p *repairer) look(ctx context.Context, read bool) (*Examination, error) {
+	o := ExamineOptions{Now: p.opts.Now, Progress: p.opts.Progress}
+	if read {
+		o.Read = &readlog.Subset{}
+	}
+	return p.repo.Examine(ctx, o)
+}
+
+func (p *repairer) did(s RepairStep) {
+	p.result.Steps = append(p.result.Steps, s)
+	if p.opts.Stepped != nil {
+		p.opts.Stepped(s)
+	}
+}
+
+// Healed reports whether nothing is damaged any more that Lifeboat stored.
+func (d *Repaired) Healed() bool {
+	for _, p := range d.After.Problems {
+		if !p.Foreign() {
+			return false
+		}
+	}
+	return true
+}
+
+// SameRepository reports whether a registry holds records of this repository: a
+// key record with its MAC.
+func (r *Repo) SameRepository(ctx context.Context, st store.Store) (bool, error) {
+	names, err := st.Tags(ctx, Tag{Class: ClassKey}.prefix())
+	if err != nil {
+		return false, fmt.Errorf("look for the repository there: %w", err)
+	}
+	tags, _ := parseTags(names)
+	for _, t := range tags {
+		m, err := st.GetManifest(ctx, t.String())
+		if err != nil && !about(err) {
+			return false, fmt.Errorf("look for the repository there: %w", err)
+		}
+		if err == nil && r.verifyAs(ctx, t, m) == nil {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// notThere reports whether an error says that a source lacks something, rather
+// than that work must end.
+func notThere(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && (about(err) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, store.ErrUnreachable) || errors.Is(err, store.ErrForbidden) || errors.Is(err, store.ErrUnauthorized))
+}
