@@ -221,7 +221,7 @@ func adviceOf(damaged []damage) []string {
 		next = append(next, "lifeboat snapshot "+s+"  (at the site that holds it: stores again what is still on its disk, so that the new snapshot is whole)")
 	}
 	return append(next,
-		"bring the blob back from a copy of the registry's data; the older snapshots are whole again then",
+		"lifeboat repair --from URL  (mends from an exact copy, or from another repository; without --from: from what the new snapshot has stored)",
 		"look at the registry's disk before anything else is written to it",
 	)
 }

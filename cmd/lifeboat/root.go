@@ -65,7 +65,7 @@ the configuration file.`,
 	root.AddCommand(
 		newInitCmd(a), newProtectCmd(a), newSnapshotCmd(a), newSnapshotsCmd(a), newStatusCmd(a),
 		newFailoverCmd(a), newFailbackCmd(a), newSwitchoverCmd(a), newRecoverCmd(a), newRestoreCmd(a), newLsCmd(a), newDiffCmd(a),
-		newCheckCmd(a), newVerifyCmd(a), newForgetCmd(a), newGCCmd(a), newCopyCmd(a), newKeyCmd(a), newKitCmd(a), newHostCmd(a), registry,
+		newCheckCmd(a), newVerifyCmd(a), newRepairCmd(a), newForgetCmd(a), newGCCmd(a), newCopyCmd(a), newKeyCmd(a), newKitCmd(a), newHostCmd(a), registry,
 		newVersionCmd(a), newCompletionCmd(),
 	)
 	root.SetHelpCommand(newHelpCmd())

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,10 +71,7 @@ func (f verifyFlags) options() (repo.ExamineOptions, error) {
 	case f.within != "" && f.subset != "":
 		err = fmt.Errorf("--within and --subset both say how much is read; pass one of them: %w", dr.ErrUsage)
 	case f.within != "":
-		if s.Within, err = quantity.ParseDuration(f.within); err == nil && s.Within <= 0 {
-			err = fmt.Errorf("%s is no time to read everything in: %w", f.within, dr.ErrUsage)
-		}
-		if err != nil {
+		if s.Within, err = parseDays(f.within); err != nil {
 			err = fmt.Errorf("--within: %w", err)
 		}
 	case f.subset != "":
@@ -82,6 +80,23 @@ func (f verifyFlags) options() (repo.ExamineOptions, error) {
 		}
 	}
 	return repo.ExamineOptions{Read: &s}, err
+}
+
+// parseDays reads "30d", "4w", or a duration in shorter units. It is positive. The
+// error wraps dr.ErrUsage.
+func parseDays(s string) (time.Duration, error) {
+	const day = 24 * time.Hour
+	for suffix, unit := range map[string]time.Duration{"d": day, "w": 7 * day} {
+		text, ok := strings.CutSuffix(s, suffix)
+		if n, err := strconv.ParseUint(text, 10, 32); ok && err == nil && n > 0 && n < 36500 {
+			return time.Duration(n) * unit, nil
+		}
+	}
+	d, err := quantity.ParseDuration(s)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%q: want days (30d), weeks (4w), or a duration such as 36h: %w", s, dr.ErrUsage)
+	}
+	return d, nil
 }
 
 // choose makes the options look at a system, or one snapshot of it.

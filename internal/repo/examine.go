@@ -48,6 +48,8 @@ type Examination struct {
 	repo *Repo
 	inv  *inventory
 	harm *harm
+	// planned: harm leaves out what a dry run would heal.
+	planned bool
 }
 
 // Examine looks at the repository: every record and commit record verifies, the
@@ -63,6 +65,9 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 		o.Now = time.Now
 	}
 	f := &findings{}
+	if err := r.hosts.load(ctx); errors.Is(err, dr.ErrTampered) {
+		return r.withoutHosts(ctx, f, err)
+	}
 	inv, err := r.takeInventory(ctx, f, o.Only)
 	if err != nil {
 		return nil, err
@@ -90,6 +95,18 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 	r.rememberLost(inv, x.harm)
 	x.Problems = f.list
 	return x, nil
+}
+
+// withoutHosts is what can be said while host records are missing that this host
+// has seen: nothing that is signed can be judged then.
+func (r *Repo) withoutHosts(ctx context.Context, f *findings, err error) (*Examination, error) {
+	f.add(Problem{Tag: string(ClassHost) + ".*", Err: err})
+	for _, c := range []Class{ClassKey, ClassHost} {
+		if err := r.checkDense(ctx, c, f); err != nil {
+			return nil, err
+		}
+	}
+	return &Examination{repo: r, inv: &inventory{users: map[need][]*Snapshot{}}, harm: newHarm(), Problems: f.list}, nil
 }
 
 // Check is Examine of the structure of everything; it returns the problems.

@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -214,7 +215,8 @@ func (w *lossWalk) all(ctx context.Context, l *Loss, refs []dr.UnitRef, read fun
 		if err != nil && !about(err) {
 			return err
 		}
-		lost = err != nil
+		// What is only planned to be healed cannot be read yet.
+		lost = err != nil && (!w.x.planned || errors.Is(err, errLost))
 	}
 	if !lost {
 		return nil
@@ -363,7 +365,7 @@ func (w *lossWalk) entry(ctx context.Context, t dr.Tree, cat *catalog.Reader, e 
 		if err != nil && !about(err) {
 			return err
 		}
-		lost = lost || err != nil
+		lost = lost || err != nil && !w.x.planned
 	}
 	if !lost {
 		return nil
@@ -408,4 +410,4 @@ func (w *lossWalk) image(ctx context.Context, im dr.Image) error {
 }
 
 // errLost: units were lost, and told of.
-var errLost = tampered("units of it are lost")
+var errLost = fmt.Errorf("units of it are lost: %w", dr.ErrTampered)

@@ -142,6 +142,7 @@ func (p *repairer) run(ctx context.Context) (err error) {
 		return err
 	}
 	if p.opts.DryRun {
+		p.result.After.planned = true
 		_, err := p.units(ctx, p.result.After)
 		return err
 	}

@@ -80,7 +80,6 @@ func (m *mending) collect(ctx context.Context) (hurt []*Snapshot, err error) {
 		if !m.x.concerned(s) {
 			continue
 		}
-		hurt = append(hurt, s)
 		seen := map[dr.UnitID]bool{}
 		w := &lossWalk{x: m.x, snap: s, clean: newCleanPages(), fn: func(*Snapshot, Loss) error { return nil }}
 		w.lost = func(ref dr.UnitRef) {
@@ -94,6 +93,9 @@ func (m *mending) collect(ctx context.Context) (hurt []*Snapshot, err error) {
 		}
 		if err := w.run(ctx); err != nil {
 			return nil, fmt.Errorf("what %s loses: %w", s.Tag, err)
+		}
+		if len(m.lost[s]) > 0 || s.Lacks > 0 || slices.ContainsFunc(s.Needs, m.x.harm.touches) {
+			hurt = append(hurt, s)
 		}
 	}
 	return hurt, nil

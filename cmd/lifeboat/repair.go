@@ -1,0 +1,234 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/redact"
+	"lifeboat/internal/repo"
+	"lifeboat/internal/ui"
+)
+
+type repairFlags struct {
+	from               secondFlags
+	read, dryRun, drop bool
+}
+
+func newRepairCmd(a *app) *cobra.Command {
+	var f repairFlags
+	cmd := &cobra.Command{
+		Use:     "repair",
+		GroupID: groupCare,
+		Short:   "Mend what is damaged or gone, from wherever it can be had",
+		Long: `Mend what is damaged or gone: from exact copies of the repository in other
+registries, from what is sound in the repository itself, from other repositories.
+
+What has an exact copy is stored again as it was: records, pack manifests, indexes,
+packs. Of what has none, the units that are lost are looked for in everything that
+the repository still has, and by content in other repositories; they are put
+together anew, and the snapshots that need them are relocated there, under their
+own numbers. So a snapshot of the live system, taken after the damage was found,
+heals the older ones as far as the system still has what they need.
+
+Nothing is used that was not read and compared, whoever wrote it. Nothing is
+removed, unless --drop-damaged says that snapshots which still lose something in
+the end are to be forgotten; the head of a system's line stays even then. What
+cannot be mended is told file by file. It can be run again at any time.
+
+Damage that only reading shows is mended if this host has found it before (lifeboat
+verify), or with --read.
+
+Exit codes: 0 everything is whole, 3 mended in part, 1 nothing could be mended. The
+login needs the access role operator, for relocations.`,
+		Example: `  lifeboat repair --dry-run
+  lifeboat repair --from oci://mirror.example.org/dr
+  lifeboat snapshot shop && lifeboat repair
+  lifeboat repair --read --from oci://other.example.org/dr --from-key-file /etc/lifeboat/other-key.txt`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runRepair(cmd.Context(), f) },
+	}
+	f.from.add(cmd, "from", "a registry with an exact copy, or of another repository; may be given several times")
+	cmd.Flags().BoolVar(&f.read, "read", false, "read everything first, as verify does")
+	cmd.Flags().BoolVarP(&f.dryRun, "dry-run", "n", false, "show what would be done, and change nothing")
+	cmd.Flags().BoolVar(&f.drop, "drop-damaged", false, "forget snapshots that cannot be mended in full")
+	return cmd
+}
+
+// repairAnswer is the JSON answer of repair. The members of checkAnswer tell what
+// is left in the end; with DryRun, what is left if everything goes as planned.
+type repairAnswer struct {
+	DryRun bool        `json:"dry_run"`
+	Steps  []repairRow `json:"steps"`
+	// Found is how many problems there were before.
+	Found int `json:"found"`
+	checkAnswer
+}
+
+type repairRow struct {
+	Action repo.RepairAction `json:"action"`
+	Tag    string            `json:"tag,omitempty"`
+	Blob   string            `json:"blob,omitempty"`
+	From   string            `json:"from,omitempty"`
+	Units  int               `json:"units,omitempty"`
+	Lacks  int               `json:"lacks,omitempty"`
+	Bytes  int64             `json:"bytes,omitempty"`
+	Error  string            `json:"error,omitempty"`
+}
+
+func (a *app) runRepair(ctx context.Context, f repairFlags) error {
+	if f.dryRun && f.drop {
+		return fmt.Errorf("--drop-damaged depends on what could be mended, which --dry-run does not do: %w", dr.ErrUsage)
+	}
+	a.signs = true // what it puts together
+	w, err := a.open(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	o := repo.RepairOptions{Read: f.read, DryRun: f.dryRun, DropDamaged: f.drop}
+	var from []*second
+	for _, url := range f.from.urls {
+		s, err := a.openSecond(ctx, w, f.from, url)
+		if err != nil {
+			return err
+		}
+		defer s.close()
+		from = append(from, s)
+		o.From = append(o.From, s.repairSource())
+	}
+	res, err := a.repair(ctx, w, o)
+	if err != nil {
+		return a.explainRegistry(w.src, "what was mended before stays; run it again to go on", err)
+	}
+	return a.repairEnd(ctx, res, from, f)
+}
+
+// repair runs it and shows progress.
+func (a *app) repair(ctx context.Context, w *world, o repo.RepairOptions) (*repo.Repaired, error) {
+	if o.Read {
+		task := a.UI().Progress().Bytes("read", -1)
+		o.Progress = func(p repo.VerifyProgress) {
+			task.SetTotal(p.BytesTotal)
+			task.SetDone(p.Bytes)
+		}
+		defer func() { task.Done(nil) }()
+	}
+	steps := a.UI().Progress().Items("mend", -1)
+	o.Stepped = func(repo.RepairStep) { steps.Add(1) }
+	res, err := w.repo.Repair(ctx, o)
+	steps.Done(err)
+	return res, err
+}
+
+func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second, f repairFlags) error {
+	left, foreign, err := a.damageAnswer(ctx, res.After)
+	if err != nil {
+		return err
+	}
+	ans := repairAnswer{DryRun: f.dryRun, Steps: []repairRow{}, Found: len(res.Before.Problems), checkAnswer: left}
+	done, failed := 0, 0
+	for _, s := range res.Steps {
+		row := repairRow{Action: s.Action, Tag: s.Tag, Blob: s.Blob.String(), From: s.From, Units: s.Units, Lacks: s.Lacks, Bytes: s.Bytes}
+		if s.Err != nil {
+			failed++
+			row.Error = redact.String(s.Err.Error())
+		} else {
+			done++
+		}
+		ans.Steps = append(ans.Steps, row)
+	}
+	var views []ui.View
+	if len(from) > 0 {
+		views = append(views, sourcesView(from))
+	}
+	views = append(views, stepsView(ans))
+	if damaged := len(res.After.Problems) - foreign; damaged > 0 && !f.dryRun {
+		views = append(views, checkViews(left, res.After.Problems)...)
+	}
+	if f.dryRun {
+		views = append(views, lossView(left.Hit))
+	}
+	if err := a.UI().Answer(ans, views...); err != nil {
+		return err
+	}
+	if f.dryRun || res.Healed() {
+		return nil
+	}
+	return repairLeft(ans, done, failed)
+}
+
+// repairLeft is the error where something is damaged still.
+func repairLeft(ans repairAnswer, done, failed int) error {
+	x := ui.Explained{
+		What:  fmt.Sprintf("%d thing(s) of the repository are damaged or gone still", len(ans.Damaged)),
+		State: "what could be mended was, and stays; nothing was removed; snapshots that are not named above are whole",
+		Next: []string{
+			"lifeboat repair --from URL  (of a registry or repository that has what is missing)",
+			"lifeboat snapshot SYSTEM && lifeboat repair  (at the site that holds it: what its disk still has heals older snapshots)",
+			"lifeboat repair --drop-damaged  (gives up the snapshots that lose something)",
+		},
+		Err: dr.ErrTampered,
+	}
+	if failed > 0 {
+		x.Next = append([]string{"look at the steps that failed, above"}, x.Next...)
+	}
+	if done > 0 {
+		x.Err = dr.ErrPartial
+	}
+	return x
+}
+
+// listedSteps bounds how many steps are shown to people.
+const listedSteps = 40
+
+func stepsView(ans repairAnswer) ui.View {
+	t := ui.Table{
+		Columns: []ui.Column{{Title: "step"}, {Title: "what", Elastic: true}, {Title: "from"}, {Title: "size", Right: true}, {Title: "remark", Elastic: true}},
+		Empty:   "there is nothing that can be mended",
+	}
+	if ans.Found == 0 {
+		t.Empty = "no problems were found"
+	}
+	for i, s := range ans.Steps {
+		if i == listedSteps {
+			t.Rows = append(t.Rows, []string{"…", fmt.Sprintf("and %d more", len(ans.Steps)-i)})
+			break
+		}
+		verb := string(s.Action)
+		if ans.DryRun {
+			verb = "to be " + verb
+		}
+		what, size := strings.TrimSpace(s.Tag+" "+s.Blob), ""
+		if s.Units > 0 {
+			what = fmt.Sprintf("%d units", s.Units)
+		}
+		if s.Bytes > 0 {
+			size = bytesText(s.Bytes)
+		}
+		remark := s.Error
+		if remark != "" {
+			verb = "not " + string(s.Action)
+		} else if s.Lacks > 0 {
+			remark = fmt.Sprintf("lacks %d units still", s.Lacks)
+		}
+		t.Rows = append(t.Rows, []string{verb, what, s.From, size, remark})
+	}
+	return t
+}
+
+// lossView says what would be left.
+func lossView(hit []hitSnapshot) ui.View {
+	t := ui.Table{
+		Title:   "what cannot be mended from there",
+		Columns: []ui.Column{{Title: "snapshot"}, {Title: "files", Right: true}, {Title: "bytes", Right: true}},
+		Empty:   "everything that is lost can be mended, as far as is known",
+	}
+	for _, h := range hit {
+		t.Rows = append(t.Rows, []string{h.Tag, fmt.Sprint(h.Files), bytesText(h.Bytes)})
+	}
+	return t
+}

@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"lifeboat/internal/registry"
+	"lifeboat/internal/registry/registrytest"
+)
+
+// flipStored flips a bit in the largest stored blobs of a registry, and returns
+// their files with what they held.
+func flipStored(t *testing.T, reg *registrytest.Registry, atLeast int64) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	root := filepath.Join(reg.Data, "store", "docker", "registry", "v2", "blobs")
+	err := filepath.WalkDir(root, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		if err != nil || int64(len(b)) < atLeast || !bytes.HasPrefix(b, []byte("LBPK")) {
+			return err
+		}
+		out[name] = bytes.Clone(b)
+		b[len(b)/2] ^= 1
+		return os.WriteFile(name, b, 0o600)
+	})
+	if err != nil || len(out) == 0 {
+		t.Fatalf("%d packs, %v", len(out), err)
+	}
+	return out
+}
+
+// copyRegistry starts a registry with the same data.
+func copyRegistry(t *testing.T, reg *registrytest.Registry) *registrytest.Registry {
+	t.Helper()
+	to := registrytest.Start(t)
+	to.Stop(t)
+	from := filepath.Join(reg.Data, "store")
+	if err := os.RemoveAll(filepath.Join(to.Data, "store")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(filepath.Join(to.Data, "store"), os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	return registrytest.Start(t, func(c *registry.Config) { c.Data, c.PlainHTTP = to.Data, true })
+}
+
+// A bit flips in every pack of the registry: verify finds it, tells what is hit,
+// and repair mends it from an exact copy, in the registry itself.
+func TestVerifyAndRepair(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 3)
+	mirror := copyRegistry(t, reg)
+	var whole, found checkAnswer
+	p.do(0, &whole, "verify", "--within", "30d")
+	if whole.Read == nil || whole.Read.Read.Packs == 0 || whole.Read.All.Never.Packs == 0 || whole.Read.All.Overdue.Packs != 0 || len(whole.Read.Systems) != 1 {
+		t.Fatalf("%+v", whole.Read)
+	}
+	flipStored(t, reg, 100)
+	p.do(1, &found, "verify", "--subset", "1B", "shop") // descriptions are read in any case
+	p.do(1, &found, "verify")
+	if len(found.Damaged) == 0 || len(found.Hit) != 3 || found.Read == nil {
+		t.Fatalf("%+v", found)
+	}
+	var one checkAnswer
+	p.do(1, &one, "verify", "shop", "--snapshot", found.Hit[1].Snapshot.String())
+	if len(one.Hit) != 1 || one.Hit[0].Tag != found.Hit[1].Tag {
+		t.Fatalf("%+v", one.Hit)
+	}
+	var plan, done repairAnswer
+	p.do(codeUsage, &struct{}{}, "repair", "--from", reg.URL("dr"))
+	p.do(0, &plan, "repair", "--dry-run", "--from", mirror.URL("dr"))
+	if len(plan.Steps) == 0 || len(plan.Hit) != 0 || !plan.DryRun {
+		t.Fatalf("%+v", plan)
+	}
+	p.do(1, &checkAnswer{}, "check")
+	p.do(0, &done, "repair", "--from", mirror.URL("dr"))
+	if len(done.Steps) != len(plan.Steps) || done.Steps[0].Error != "" || len(done.Damaged) != 0 {
+		t.Fatalf("%+v", done)
+	}
+	p.do(0, &whole, "verify")
+	// What cannot be mended is told, and nothing is given up by itself.
+	flipStored(t, reg, 100)
+	p.do(1, &checkAnswer{}, "verify")
+	var left repairAnswer
+	stderr := p.do(1, &left, "repair")
+	if len(left.Hit) != 3 || !strings.Contains(stderr, "--from URL") {
+		t.Fatalf("%+v\n%s", left, stderr)
+	}
+	p.do(codePartial, &left, "repair", "--drop-damaged")
+	for _, s := range left.Steps {
+		if s.Action == "forgotten" && s.Error == "" && s.Tag == "s.shop.3" {
+			t.Errorf("the head of the line was dropped: %+v", left.Steps)
+		}
+	}
+}
