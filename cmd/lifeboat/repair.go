@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,7 +33,8 @@ packs. Of what has none, the units that are lost are looked for in everything th
 the repository still has, and by content in other repositories; they are put
 together anew, and the snapshots that need them are relocated there, under their
 own numbers. So a snapshot of the live system, taken after the damage was found,
-heals the older ones as far as the system still has what they need.
+heals the older ones as far as the system still has what they need. The mirrors of
+the configuration are asked by themselves.
 
 Nothing is used that was not read and compared, whoever wrote it. Nothing is
 removed, unless --drop-damaged says that snapshots which still lose something in
@@ -91,8 +93,18 @@ func (a *app) runRepair(ctx context.Context, f repairFlags) error {
 	defer w.close()
 	o := repo.RepairOptions{Read: f.read, DryRun: f.dryRun, DropDamaged: f.drop}
 	var from []*second
-	for _, url := range f.from.urls {
+	urls := f.from.urls
+	for _, m := range w.src.mirrors {
+		if !slices.ContainsFunc(urls, func(u string) bool { return location(u) == location(m.url) }) {
+			urls = append(urls, m.url)
+		}
+	}
+	for i, url := range urls {
 		s, err := a.openSecond(ctx, w, f.from, url)
+		if err != nil && i >= len(f.from.urls) && ctx.Err() == nil {
+			a.UI().Warn("mirror %s is left out: %v", location(url), err)
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -51,11 +51,14 @@ func (a *app) openSecond(ctx context.Context, w *world, f secondFlags, url strin
 	if location(url) == location(w.src.url) {
 		return nil, fmt.Errorf("%s is the repository itself: %w", location(url), dr.ErrUsage)
 	}
-	o, err := registryOptions(w.cfg, url)
-	if err != nil {
+	var o ocistore.Options
+	var err error
+	if at, _, ok := pick(w.src.mirrors, url); ok {
+		o = at.registry
+	} else if o, err = registryOptions(w.cfg, url); err != nil {
 		return nil, err
 	}
-	o.Insecure, o.Meter, o.Logger = a.flags.insecure, w.meter, a.Log()
+	o = a.connection(w, o)
 	src := source{url: url, registry: o, identities: w.src.identities, passphrase: w.src.passphrase, stateDir: w.src.stateDir}
 	st, err := ocistore.Open(ctx, url, o)
 	if err != nil {
