@@ -15,3 +15,12 @@ func TestHeapGrowth(t *testing.T) {
 		}
 	}
 }
+
+func TestMemoryLimit(t *testing.T) {
+	t.Parallel()
+	for live, want := range map[uint64]int64{0: memoryTarget, 64 << 20: memoryTarget, 80 << 20: 100 << 20, 1 << 63: 1 << 62} {
+		if got := memoryLimit(live); got != want {
+			t.Errorf("%d bytes: %d, want %d", live, got, want)
+		}
+	}
+}
