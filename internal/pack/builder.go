@@ -16,6 +16,9 @@ const (
 	HeaderSize = 4 + 1 + 4 + seal.SaltSize
 	// TargetSize is the size, in bytes, above which a pack is not filled further.
 	TargetSize = 8 << 20
+	// TargetUnits is how many units a pack has at most when it is written: tiny
+	// ones that compress well would otherwise make an index of any size.
+	TargetUnits = 64 << 10
 	// BufferSize is the room for a pack with its padding.
 	BufferSize = TargetSize + TargetSize/16
 	// MaxSize is the largest pack that is accepted.
@@ -76,6 +79,8 @@ type Builder struct {
 	data []byte // additional data of every group
 	buf  []byte
 	info Info
+
+	units int
 }
 
 // NewBuilder begins a pack in buf. When its memory does not suffice it is
@@ -94,10 +99,10 @@ func NewBuilder(r *seal.Ring, buf []byte) (*Builder, error) {
 // Groups is the number of groups so far.
 func (b *Builder) Groups() int { return len(b.info.Groups) }
 
-// Fits reports whether a payload of n bytes may be added: always into an empty
-// pack.
-func (b *Builder) Fits(n int) bool {
-	return len(b.info.Groups) == 0 || len(b.buf)+n+seal.Overhead <= TargetSize
+// Fits reports whether a payload of n bytes with so many units may be added:
+// always into an empty pack.
+func (b *Builder) Fits(n, units int) bool {
+	return len(b.info.Groups) == 0 || len(b.buf)+n+seal.Overhead <= TargetSize && b.units+units <= TargetUnits
 }
 
 // Add seals the payload of a group (see Codec.Encode) into the pack. units are
@@ -110,6 +115,7 @@ func (b *Builder) Add(payload []byte, units []dr.UnitRef) {
 	if n := len(b.buf) + len(payload) + seal.Overhead; n > cap(b.buf) {
 		b.buf = append(make([]byte, 0, max(BufferSize, n+n/16)), b.buf...)
 	}
+	b.units += len(units)
 	off := len(b.buf)
 	nonce := seal.CounterNonce(0, uint64(len(b.info.Groups)))
 	b.buf = b.a.Seal(b.buf, nonce[:], payload, b.data)

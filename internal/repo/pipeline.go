@@ -6,10 +6,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
 	"lifeboat/internal/repo/journal"
 )
@@ -76,7 +78,7 @@ func (w *Writer) recycle(g *pack.Group) {
 func (w *Writer) assemble(payload []byte, g *pack.Group) error {
 	w.asm.Lock()
 	defer w.asm.Unlock()
-	if w.builder != nil && !w.builder.Fits(len(payload)) {
+	if w.builder != nil && !w.builder.Fits(len(payload), len(g.Units)) {
 		if err := w.finish(); err != nil {
 			return err
 		}
@@ -294,6 +296,9 @@ func (w *Writer) pushDone(ctx context.Context) error {
 			}
 		}
 	}
+	left := make(map[dr.UnitID]struct{}, len(w.fresh)) // a map does not shrink by itself
+	maps.Copy(left, w.fresh)
+	w.fresh = left
 	w.mu.Unlock()
 	w.doneMu.Lock()
 	w.lastPush = time.Now()

@@ -23,7 +23,8 @@ type Budget struct {
 	mu       sync.Mutex
 	segments [][]byte
 	cur, off int
-	holders  int // captures that may hold parts
+	wanted   int64 // prepared for
+	holders  int   // captures that may hold parts
 }
 
 // NewBudget returns a budget of limit bytes, DefaultBudget if limit is not
@@ -35,12 +36,13 @@ func NewBudget(limit int64) *Budget {
 	return &Budget{limit: limit}
 }
 
-// Prepare maps and touches memory for about n bytes, up to the limit. Called
+// Prepare maps and touches memory for n bytes more, up to the limit. Called
 // before the freeze with an estimate; more is mapped when it is needed.
 func (b *Budget) Prepare(n int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for int64(len(b.segments))*budgetSegment < min(n, b.limit) {
+	b.wanted += n
+	for int64(len(b.segments))*budgetSegment < min(b.wanted, b.limit) {
 		if err := b.mapMore(); err != nil {
 			return err
 		}
@@ -114,5 +116,5 @@ func (b *Budget) release() {
 	for _, m := range b.segments {
 		_ = unix.Munmap(m)
 	}
-	b.segments, b.cur, b.off = nil, 0, 0
+	b.segments, b.cur, b.off, b.wanted = nil, 0, 0, 0
 }

@@ -84,6 +84,7 @@ func (c *Capture) findInodes() error {
 	if err != nil {
 		return fmt.Errorf("temporary file: %w", err)
 	}
+	written := int64(0)
 	for {
 		rec, err := r.next()
 		if errors.Is(err, io.EOF) {
@@ -97,12 +98,16 @@ func (c *Capture) findInodes() error {
 		}
 		if h := c.inodes[rec.stat.Ino]; h != nil && !h.known {
 			h.paths = append(h.paths, string(rec.path))
+			if c.clock().Unix()-rec.stat.MtimeSec < hotSeconds {
+				written += rec.stat.Size
+			}
 		}
 	}
 	for _, h := range c.inodes {
 		h.known = true
 	}
-	return nil
+	// What is held and was written to a while ago will have to be secured.
+	return c.o.Budget.Prepare(written)
 }
 
 // mappedNow reports whether a process has the file mapped shared and writable.

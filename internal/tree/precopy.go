@@ -108,9 +108,7 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 	if strict {
 		return nil
 	}
-	// What is untrusted now will have to be secured, and what was written to a
-	// while ago is probably written to all the time.
-	return c.o.Budget.Prepare(p.hot.Load() + budgetSegment)
+	return c.o.Budget.Prepare(p.hot.Load())
 }
 
 // readJob is an entry whose record has to be made from the disk.
@@ -401,7 +399,9 @@ func (p *precopier) read(r *entryReader, j *readJob) error {
 		// Vanished, changed its type, or unreadable: Secure decides.
 		rec = record{stat: j.stat}
 	}
-	if st := &j.stat; st.IsRegular() && (!rec.has(recTrusted) || p.start.Unix()-st.MtimeSec < hotSeconds) {
+	// What is untrusted now will have to be secured; without a watch that tells
+	// more, what was written to a while ago is probably written to all the time.
+	if st := &j.stat; st.IsRegular() && (!rec.has(recTrusted) || p.c.watch == nil && p.start.Unix()-st.MtimeSec < hotSeconds) {
 		p.hot.Add(st.Size)
 	}
 	if p.c.watch != nil && !rec.has(recTrusted) {
