@@ -32,6 +32,9 @@ type mending struct {
 	instead map[digest.Digest]*source
 	units   int
 	bytes   int64
+	// others of them came from other repositories.
+	others     int
+	otherBytes int64
 }
 
 // units heals what no exact copy could: the units of damaged packs and manifests
@@ -49,12 +52,22 @@ func (p *repairer) units(ctx context.Context, x *Examination) (more bool, err er
 		}
 		defer m.w.Close()
 	}
-	if err := m.salvage(ctx, hurt); err != nil {
+	// What only lacks its index is put together first: nothing of it need be found
+	// elsewhere. The rest of damaged packs is worth storing again only where a
+	// snapshot gets something back.
+	if err := m.salvage(ctx, hurt, true); err != nil {
 		return false, err
 	}
 	if err := m.find(ctx); err != nil {
 		return false, err
 	}
+	if !slices.ContainsFunc(hurt, m.gains) {
+		return false, nil
+	}
+	if err := m.salvage(ctx, hurt, false); err != nil {
+		return false, err
+	}
+	m.tell()
 	if p.opts.DryRun {
 		m.plan(hurt)
 		return false, nil
@@ -104,11 +117,13 @@ func (m *mending) collect(ctx context.Context) (hurt []*Snapshot, err error) {
 // salvage puts together what is left of the damaged manifests that the snapshots
 // need: a manifest of the packs that are whole, and anew what can be read of the
 // others.
-func (m *mending) salvage(ctx context.Context, hurt []*Snapshot) error {
+//
+// unusable chooses those that cannot be opened as they are stored, else the others.
+func (m *mending) salvage(ctx context.Context, hurt []*Snapshot, unusable bool) error {
 	done := map[digest.Digest]bool{}
 	for _, s := range hurt {
 		for _, n := range s.needs {
-			if done[n.Digest] || !m.x.harm.touches(n.Digest) {
+			if _, bad := m.x.harm.unusable(n.Digest); done[n.Digest] || bad != unusable || !m.x.harm.touches(n.Digest) {
 				continue
 			}
 			done[n.Digest] = true
@@ -257,13 +272,11 @@ func (m *mending) missing(id dr.UnitID, length uint32) bool {
 // other repositories.
 func (m *mending) find(ctx context.Context) error {
 	if m.left() == 0 {
-		m.tell()
 		return nil
 	}
 	if err := m.findHere(ctx); err != nil {
 		return err
 	}
-	m.tell()
 	for _, src := range m.p.opts.From {
 		if src.Other == nil || m.left() == 0 {
 			continue
@@ -273,6 +286,8 @@ func (m *mending) find(ctx context.Context) error {
 		if err != nil && !notThere(ctx, err) {
 			return fmt.Errorf("read %s: %w", src.Name, err)
 		}
+		m.others += m.units - before
+		m.otherBytes += m.bytes - bytes
 		if err != nil || m.units > before {
 			m.p.did(RepairStep{Action: RepairRewritten, From: src.Name, Units: m.units - before, Bytes: m.bytes - bytes, Err: err})
 		}
@@ -280,10 +295,10 @@ func (m *mending) find(ctx context.Context) error {
 	return nil
 }
 
-// tell says what was found in the repository itself.
+// tell says what was put together from the repository itself.
 func (m *mending) tell() {
-	if m.units > 0 {
-		m.p.did(RepairStep{Action: RepairRewritten, Units: m.units, Bytes: m.bytes})
+	if n := m.units - m.others; n > 0 {
+		m.p.did(RepairStep{Action: RepairRewritten, Units: n, Bytes: m.bytes - m.otherBytes})
 	}
 }
 
