@@ -101,11 +101,7 @@ func (r *Repo) openSome(ctx context.Context, s *Snapshot) (*Reader, error) {
 			return nil, err
 		}
 	}
-	rd := r.readerOf(s, ixs)
-	if len(s.place.tags) > 1 {
-		rd.elsewhere(ctx) // what a restore would find there is not lost
-	}
-	return rd, nil
+	return r.readerOf(s, ixs), nil
 }
 
 // cleanPages remembers of which pages and image records nothing is lost, and by
@@ -237,7 +233,9 @@ func (w *lossWalk) has(ctx context.Context, ref dr.UnitRef, l *Loss) (bool, erro
 		if err != nil && !about(err) {
 			return false, err
 		}
-		if err != nil || !ok || loc.Len != ref.Len {
+		// What older places of the snapshot name was not looked at: nothing of it
+		// counts, whatever a restore may find there.
+		if err != nil || !ok || loc.Len != ref.Len || !slices.Contains(w.snap.Needs, ix.need.Digest) {
 			continue
 		}
 		located = true
