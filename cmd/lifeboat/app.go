@@ -37,9 +37,7 @@ type app struct {
 	// kitSrc and stdinSrc stand for the settings where a recovery kit, or what a
 	// helper was given, says what opens the repository.
 	kitSrc, stdinSrc *source
-	// signs: the command writes records of its own, also where there is no engine.
-	signs      bool
-	lastSource source // the repository that was opened last
+	lastSource       source // the repository that was opened last
 }
 
 func newApp(p process) *app {

@@ -85,8 +85,7 @@ func (a *app) runRepair(ctx context.Context, f repairFlags) error {
 	if f.dryRun && f.drop {
 		return fmt.Errorf("--drop-damaged depends on what could be mended, which --dry-run does not do: %w", dr.ErrUsage)
 	}
-	a.signs = true // what it puts together
-	w, err := a.open(ctx, false)
+	w, err := a.openSigning(ctx) // what it puts together
 	if err != nil {
 		return err
 	}

@@ -140,11 +140,6 @@ func (a *app) openAs(ctx context.Context, src source, withEngine bool, host *rep
 			return nil, err
 		}
 	}
-	if a.signs && host == nil {
-		if host, err = a.careKey(ctx, w); err != nil {
-			return nil, err
-		}
-	}
 	if err := a.openStore(ctx, w); err != nil {
 		w.close()
 		return nil, err
