@@ -66,7 +66,6 @@ func TestVerifyAndRepair(t *testing.T) {
 		t.Fatalf("%+v", whole.Read)
 	}
 	flipStored(t, reg, 100)
-	p.do(1, &found, "verify", "--subset", "1B", "shop") // descriptions are read in any case
 	p.do(1, &found, "verify")
 	if len(found.Damaged) == 0 || len(found.Hit) != 3 || found.Read == nil {
 		t.Fatalf("%+v", found)
