@@ -1,17 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"filippo.io/age"
-
-	"lifeboat/internal/config"
 	"lifeboat/internal/copying"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/ledger"
@@ -23,23 +18,8 @@ import (
 // this host's signs there that is kept for copies alone: no engine is needed.
 func (a *app) openOther(ctx context.Context, dst *world, f copyFlags) error {
 	src := &dst.src
-	if f.keyFile != "" {
-		raw, err := config.ReadSecretFile(f.keyFile)
-		if err != nil {
-			return explainSecret("key file (--to-key-file)", err, "name the right file")
-		}
-		if src.identities, err = age.ParseIdentities(bytes.NewReader(raw)); err != nil {
-			return fmt.Errorf("key file %s does not hold an age identity: %w", f.keyFile, dr.ErrUsage)
-		}
-	}
-	if f.passphraseFile != "" {
-		src.passphrase = func() (string, error) {
-			secret, err := config.ReadSecretFile(f.passphraseFile)
-			if err != nil {
-				return "", explainSecret("passphrase file (--to-passphrase-file)", err, "name the right file")
-			}
-			return strings.TrimRight(string(secret), "\r\n"), nil
-		}
+	if err := (secondFlags{keyFile: f.keyFile, passphraseFile: f.passphraseFile}).keys(src); err != nil {
+		return err
 	}
 	caps, err := dst.store.Capabilities(ctx)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"lifeboat/internal/dr"
@@ -70,7 +71,7 @@ func (f *files) open(sys *engine.System) ([]*captured, error) {
 	var out []*captured
 	for _, s := range srcs {
 		c, err := tree.NewCapture(tree.CaptureOptions{
-			Root: s.path, Overlay: s.overlay, Merged: s.merged, Key: s.key,
+			Root: s.path, Overlay: s.overlay, Merged: s.merged, Covered: s.covered, Key: s.key,
 			StateDir: r.sysDir, Exclude: s.exclude, CutKey: r.deps.Repo.CutKey(), UnitID: r.deps.Repo.UnitID,
 			Sink: r.writer, Budget: budget, Progress: r.opts.Progress.Bytes,
 		})
@@ -121,6 +122,7 @@ type source struct {
 	path    string // of this process's mount namespace
 	overlay bool
 	merged  string   // of a layer: its whole as the running container sees it
+	covered []string // and where something else is mounted in that
 	exclude []string // paths inside
 }
 
@@ -151,6 +153,9 @@ func sources(sys *engine.System, exclude []Exclude) ([]source, error) {
 		}
 		if len(out) > n && c.InitPID != 0 {
 			out[n].merged = "/proc/" + strconv.Itoa(c.InitPID) + "/root"
+			for _, m := range c.Mounts {
+				out[n].covered = append(out[n].covered, strings.Trim(m.Destination, "/"))
+			}
 		}
 	}
 	for _, v := range sys.Volumes {

@@ -390,7 +390,7 @@ func (c *Capture) beginWatch() {
 	if c.care.distrust {
 		return
 	}
-	c.watch, _ = newWatch(c.o.Merged) // without one, everything is looked at
+	c.watch, _ = newWatch(c.o.Merged, c.o.Covered) // without one, everything is looked at
 }
 
 // fullDue reports whether it is time to look at everything.

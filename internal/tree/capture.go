@@ -45,6 +45,9 @@ type CaptureOptions struct {
 	// Needed with Overlay for a watch that sees all: without it everything is
 	// looked at when frozen if the container writes meanwhile.
 	Merged string
+	// Covered are paths relative to Root over which the container has something
+	// else mounted; nothing is looked for there in Merged.
+	Covered []string
 	// NoWatch looks at every entry while frozen.
 	NoWatch bool
 	// Exclude lists paths relative to Root that are left out with all below.

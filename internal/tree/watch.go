@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/catalog"
 )
 
 const (
@@ -49,6 +52,9 @@ type watch struct {
 	f      *os.File // in the runtime's poller
 	fd     int
 	merged string // root of the merged mount, "": none
+	// covered are paths over which the container has something else mounted, which
+	// may be a server that does not answer.
+	covered []string
 
 	// gate: who adds a watch holds it shared until dirs says what it is, who takes
 	// events holds it alone.
@@ -61,14 +67,14 @@ type watch struct {
 }
 
 // newWatch begins a watch. merged is the root of an overlay's merged mount, ""
-// for other trees.
-func newWatch(merged string) (*watch, error) {
+// for other trees; covered are paths of it that something else is mounted on.
+func newWatch(merged string, covered []string) (*watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("inotify: %w", err)
 	}
 	w := &watch{
-		f: os.NewFile(uintptr(fd), "inotify"), fd: fd, merged: merged,
+		f: os.NewFile(uintptr(fd), "inotify"), fd: fd, merged: merged, covered: covered,
 		dirs: map[int32]string{}, touched: map[string]touch{}, done: make(chan struct{}),
 	}
 	go w.read()
@@ -109,7 +115,7 @@ func (w *watch) directory(path string, fd int, seen *Stat) {
 	// The magic link leads to that very inode.
 	wd, err := w.add("/proc/self/fd/"+strconv.Itoa(fd), watchMask)
 	merged := int32(-1)
-	if err == nil && w.merged != "" {
+	if err == nil && w.merged != "" && !w.isCovered(path) {
 		// Another directory than meant, should a part of the path become a link just
 		// now, is harmless: the watch on its parent tells.
 		merged, err = w.add(w.merged+"/"+path, watchMask|unix.IN_DONT_FOLLOW)
@@ -136,6 +142,12 @@ func (w *watch) directory(path string, fd int, seen *Stat) {
 	if changed {
 		w.touch(path, touchEntry)
 	}
+}
+
+// isCovered reports whether the container has something else at path: nothing can
+// be written to the directory below it.
+func (w *watch) isCovered(path string) bool {
+	return slices.ContainsFunc(w.covered, func(c string) bool { return path == c || catalog.Under(path, c) })
 }
 
 func (w *watch) add(name string, mask uint32) (int32, error) {

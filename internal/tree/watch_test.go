@@ -333,7 +333,9 @@ func TestWatchOverlay(t *testing.T) {
 	}
 	must(t, unix.Mount("overlay", merged, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", lower, f.root, work)))
 	t.Cleanup(func() { must(t, unix.Unmount(merged, unix.MNT_DETACH)) })
-	f.opts = func(o *tree.CaptureOptions) { o.Overlay, o.Merged = true, merged }
+	// What is mounted over a part of it cannot be written through, and is let alone.
+	must(t, os.MkdirAll(f.path("covered/dir"), 0o755))
+	f.opts = func(o *tree.CaptureOptions) { o.Overlay, o.Merged, o.Covered = true, merged, []string{"covered"} }
 	in := func(p string) string { return filepath.Join(merged, p) }
 	var held []*os.File
 	defer func() {
