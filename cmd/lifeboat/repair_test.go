@@ -59,6 +59,7 @@ func TestVerifyAndRepair(t *testing.T) {
 	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
 		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
 	p.store(reg, "shop", 3)
+	p.do(0, &struct{}{}, "snapshots", "shop") // which has commands below it
 	mirror := copyRegistry(t, reg)
 	var whole, found checkAnswer
 	p.do(0, &whole, "verify", "--within", "30d")

@@ -140,11 +140,9 @@ func tidy(s string) string {
 // prepare sets on every command what none should have to think of.
 func prepare(a *app, c *cobra.Command) {
 	c.SilenceErrors, c.SilenceUsage = true, true
-	if c.HasSubCommands() {
+	if c.HasSubCommands() && !c.Runnable() {
 		c.Args = subcommandOnly
-		if !c.Runnable() {
-			c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-		}
+		c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	}
 	if do := c.RunE; do != nil {
 		c.RunE = func(cmd *cobra.Command, args []string) error {

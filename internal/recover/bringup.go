@@ -85,7 +85,8 @@ func (b *bringUp) plan(ctx context.Context) (*Plan, error) {
 		return nil, err
 	}
 	if b.survey.host.Local {
-		taken.Ports = append(taken.Ports, listening(b.survey.host.EnginePID, b.survey.inv.Containers)...)
+		own := func(name string) bool { return b.survey.own["container:"+name] }
+		taken.Ports = append(taken.Ports, listening(b.survey.host.EnginePID, b.survey.inv.Containers, own)...)
 	}
 	p.Conflicts = append(p.Conflicts, b.conflicts(wants, taken)...)
 	if err := b.planImages(ctx, p); err != nil {

@@ -19,9 +19,11 @@ const (
 
 // listening lists the ports that processes of a network namespace hold, the one
 // that process pid is in, leaving out those that containers publish: the engine
-// tells whose those are. A namespace that cannot be read gives none; a port
+// tells whose those are. Of the system's own containers (own) those count that are
+// asked for, too: the engine may be starting one, and holds the port before it
+// calls the container running. A namespace that cannot be read gives none; a port
 // that is taken then shows when the container starts.
-func listening(pid int, published []engine.InventoryContainer) []plan.Port {
+func listening(pid int, published []engine.InventoryContainer, own func(name string) bool) []plan.Port {
 	if pid == 0 {
 		pid = 1
 	}
@@ -35,7 +37,7 @@ func listening(pid int, published []engine.InventoryContainer) []plan.Port {
 	}
 	skip := map[port]bool{}
 	for _, c := range published {
-		if c.State != "running" && c.State != "paused" {
+		if c.State != "running" && c.State != "paused" && c.State != "restarting" && !own(c.Name) {
 			continue
 		}
 		for _, p := range c.Ports {

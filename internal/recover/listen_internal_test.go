@@ -41,7 +41,7 @@ func TestListening(t *testing.T) {
 		}
 		return &ports[i]
 	}
-	ports := listening(os.Getpid(), nil)
+	ports := listening(os.Getpid(), nil, nobodys)
 	if p := found(ports, tcp.Addr()); p == nil || p.IP.String() != "127.0.0.1" {
 		t.Errorf("TCP on loopback: %+v", p)
 	}
@@ -53,7 +53,17 @@ func TestListening(t *testing.T) {
 	}
 	number := uint16(tcp.Addr().(*net.TCPAddr).Port)
 	published := []engine.InventoryContainer{{Name: "web", State: "running", Ports: []engine.PublishedPort{{Proto: "tcp", Port: number}}}}
-	if p := found(listening(os.Getpid(), published), tcp.Addr()); p != nil {
+	if p := found(listening(os.Getpid(), published, nobodys), tcp.Addr()); p != nil {
 		t.Errorf("a port that a container publishes is listed as a process's: %+v", p)
 	}
+	// The engine holds the port of a container before it calls it running.
+	published[0].State = "exited"
+	if p := found(listening(os.Getpid(), published, nobodys), tcp.Addr()); p == nil {
+		t.Error("a port that somebody's stopped container asks for passes for its own")
+	}
+	if p := found(listening(os.Getpid(), published, func(name string) bool { return name == "web" }), tcp.Addr()); p != nil {
+		t.Errorf("the port of a container of the system that is being started is listed: %+v", p)
+	}
 }
+
+func nobodys(string) bool { return false }
