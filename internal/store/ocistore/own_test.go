@@ -41,7 +41,7 @@ func TestOwnRegistryAnswers(t *testing.T) {
 		}
 	}
 	wantErr(t, "another manifest", put("s.shop.2", "other"), store.ErrTagTaken, "names sha256:")
-	wantErr(t, "a gap", put("s.shop.4", "4"), store.ErrRefused, "s.shop.3 does not exist")
+	wantErr(t, "a gap", put("e.shop.2", "4"), store.ErrRefused, "e.shop.1 does not exist")
 	wantErr(t, "a pack tag that does not fit", put("m."+strings.Repeat("0", 32), "x"), store.ErrRefused, "TAG_INVALID")
 	d, err := s.ResolveTag(t.Context(), "s.shop.2")
 	if err != nil {
