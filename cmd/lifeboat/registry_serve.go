@@ -27,8 +27,6 @@ func newRegistryCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "registry",
 		Short: "Run Lifeboat's own OCI registry",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newRegistryServeCmd(), newRegistryPasswdCmd())
 	return cmd

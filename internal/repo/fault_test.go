@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"testing"
@@ -139,6 +140,29 @@ func afterFault(t *testing.T, b *repotest.Bed, before map[string]digest.Digest, 
 		t.Fatalf("running it again after %v: %v", failed, err)
 	}
 	mustHold(t, fresh, s, units)
+}
+
+// noBlobs is a store that takes no blob any more.
+type noBlobs struct{ store.Store }
+
+func (noBlobs) PutBlob(context.Context, digest.Digest, int64, func() (io.ReadCloser, error)) (int64, error) {
+	return 0, store.ErrUnreachable
+}
+
+// A pack that cannot be sent is the last thing that a commit waits for, again
+// and again, with uploaders and the commit side by side: nothing is committed
+// that lacks it (invariant 1).
+func TestFailedPackIsNeverCommitted(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	mustSnapshot(t, b.Host("main"), "shop", nil, content(1, 2))
+	r := b.HostOn("main", noBlobs{b.Store})
+	for i := range 1000 {
+		s, _, err := snapshot(t.Context(), r, repo.WriterOptions{System: "shop"}, "main", [][]byte{fmt.Appendf(nil, "unit %d", i)})
+		if !errors.Is(err, store.ErrUnreachable) {
+			t.Fatalf("round %d: snapshot %+v, %v", i, s, err)
+		}
+	}
 }
 
 // A run cut off after its first pack manifest goes on from there: the orphan is

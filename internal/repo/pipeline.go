@@ -33,12 +33,14 @@ func (w *Writer) compress(queue <-chan *pack.Group) error {
 			err = w.assemble(payload, g)
 		}
 		w.recycle(g)
+		if err != nil {
+			w.cancel(err) // before Done: who waits for the group must not take it for stored
+		}
 		w.groups.Done()
 		if cap(payload) > 2*pack.GroupSize { // do not keep the room of a large unit
 			payload = make([]byte, 0, pack.GroupSize+pack.GroupOverhead)
 		}
 		if err != nil {
-			w.cancel(err)
 			for range queue { // given up, so that nobody waits for it
 				w.groups.Done()
 			}
@@ -129,9 +131,11 @@ func (w *Writer) upload() error {
 		if err == nil {
 			err = w.sendPack(f)
 		}
+		if err != nil {
+			w.cancel(err) // before Done, as in compress
+		}
 		w.packs.Done()
 		if err != nil {
-			w.cancel(err)
 			for range w.send {
 				w.packs.Done()
 			}
@@ -232,7 +236,15 @@ func (w *Writer) flush(ctx context.Context) error {
 	if err := w.drain(ctx); err != nil {
 		return err
 	}
-	return w.pushDone(ctx)
+	if err := w.pushDone(ctx); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n := len(w.fresh); n > 0 { // the last line before a snapshot that lacks something
+		return fmt.Errorf("%d units were put and are in no pack manifest", n)
+	}
+	return nil
 }
 
 // drain returns when everything put so far is in the registry, in whatever pack

@@ -254,8 +254,8 @@ func (w *Writer) Put(ctx context.Context, data []byte) (dr.UnitRef, error) {
 		return ref, fmt.Errorf("put unit: %w", context.Cause(w.ctx))
 	case <-ctx.Done():
 		// The group is lost, so the writer cannot go on.
-		w.groups.Done()
 		w.cancel(ctx.Err())
+		w.groups.Done()
 		return ref, fmt.Errorf("put unit: %w", ctx.Err())
 	}
 }
