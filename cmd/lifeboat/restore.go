@@ -13,6 +13,7 @@ import (
 
 	"lifeboat/internal/catalog"
 	"lifeboat/internal/dr"
+	"lifeboat/internal/landing"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/tree"
 	"lifeboat/internal/ui"
@@ -29,7 +30,8 @@ func newRestoreCmd(a *app) *cobra.Command {
 		Long: `Restore files of a snapshot into a new or empty directory: one volume, one tree,
 a path in it, or every tree of the system, each into a directory of its own. --path
 takes a path with all below it, or a pattern (see ls), with the directories that
-lead to what fits.
+lead to what fits. A run that was cut off is gone on with by the same command: what
+is in the directory is read and compared, and only the rest is fetched.
 Without root, owners and devices that cannot be made are left out and named
 (exit code 3). Deletions in writable layers are not files and are left out.`,
 		Example: `  lifeboat restore shop --volume shop_uploads --to /tmp/uploads
@@ -126,8 +128,13 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	if err := inTree(ctx, rd, trees, f); err != nil {
 		return err
 	}
-	if err := emptyDir(f.to); err != nil {
+	into, err := landing.Open(f.to, purposeOf(w.repo, snap, trees, f))
+	if err != nil {
 		return err
+	}
+	defer func() { _ = into.Close() }() // closed by Finish, or left for a later run
+	if into.Resumed() {
+		a.UI().Note("going on with the restore that was cut off in %s", f.to)
 	}
 	var denied []string
 	total := tree.ApplyStats{}
@@ -136,20 +143,26 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 		if len(trees) > 1 {
 			dir = filepath.Join(f.to, strings.ReplaceAll(strings.ReplaceAll(t.Key, "/", "_"), ":", "_"))
 		}
-		st, lost, err := a.restoreTree(ctx, w.repo, rd, t, dir, f.path)
+		st, lost, err := a.restoreTree(ctx, w.repo, rd, t, dir, f.path, into)
 		if err != nil {
-			return ui.Explained{What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files", Next: []string{"remove " + f.to + " and run the command again"}, Err: err}
+			return ui.Explained{What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files", Next: []string{"run the same command again: it goes on from there", "or remove " + f.to}, Err: err}
 		}
 		total.Created += st.Created
 		total.BytesWritten += st.BytesWritten
+		total.BytesFetched += st.BytesFetched
 		denied = append(denied, lost...)
+	}
+	if err := into.Finish(); err != nil {
+		return err
 	}
 	ans := struct {
 		Snapshot dr.SnapshotID `json:"snapshot"`
 		Entries  int64         `json:"entries"`
 		Bytes    int64         `json:"bytes"`
+		Fetched  int64         `json:"fetched"`
+		Resumed  bool          `json:"resumed"`
 		Denied   []string      `json:"denied"`
-	}{snap.ID, total.Created, total.BytesWritten, append([]string{}, denied...)}
+	}{snap.ID, total.Created, total.BytesWritten, total.BytesFetched, into.Resumed(), append([]string{}, denied...)}
 	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: fmt.Sprint(ans.Entries)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
 	for _, d := range denied {
 		views = append(views, ui.Text("left out: "+ui.Clean(d)))
@@ -181,22 +194,16 @@ func inTree(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlag
 	return err
 }
 
-// emptyDir makes sure that nothing is overwritten.
-func emptyDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("directory to restore into: %w", err)
+// purposeOf is what a restore is for, as the mark in its directory says it.
+func purposeOf(r *repo.Repo, snap *repo.Snapshot, trees []dr.Tree, f restoreFlags) landing.Purpose {
+	p := landing.Purpose{Repository: r.ID().String(), Snapshot: snap.ID, Path: f.path}
+	for _, t := range trees {
+		p.Trees = append(p.Trees, t.Key)
 	}
-	names, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("directory to restore into: %w", err)
-	}
-	if len(names) > 0 {
-		return fmt.Errorf("directory %s is not empty; nothing was restored: %w", dir, dr.ErrHeld)
-	}
-	return nil
+	return p
 }
 
-func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t dr.Tree, dir, path string) (tree.ApplyStats, []string, error) {
+func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t dr.Tree, dir, path string, into *landing.Landing) (tree.ApplyStats, []string, error) {
 	match, err := newPathMatch(path)
 	if err != nil {
 		return tree.ApplyStats{}, nil, err
@@ -220,6 +227,7 @@ func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t 
 	task := a.UI().Progress().Bytes(t.Key, -1)
 	st, err := tree.Extract(ctx, dir, target, rd, tree.ExtractOptions{
 		Path: match.plain, Match: match.choose(), UnitID: r.UnitID,
+		Resume: into.Resumed(), CutKey: r.CutKey(), Exclude: into.Own(dir),
 		Denied: func(path, what string, err error) {
 			mu.Lock()
 			defer mu.Unlock()

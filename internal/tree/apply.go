@@ -119,6 +119,7 @@ type applier struct {
 	target  *catalog.Reader
 	rootNew bool
 	only    string // Extract: the path that is wanted, "" for all
+	ownOnly bool   // Extract: what is there must be its own
 	// match, if set, chooses entries; parents are the directories that lead to them.
 	match   func(path string) bool
 	parents map[string]bool
@@ -256,6 +257,11 @@ func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 	if a.plan, err = a.makePlan(ctx); err != nil {
 		return err
 	}
+	if a.ownOnly && a.current != nil {
+		if err := a.strangers(ctx); err != nil {
+			return err
+		}
+	}
 	a.progress(0, 0)
 	for _, pass := range []func(context.Context) error{a.remove, a.write, a.relink, a.removeLate, a.directories} {
 		if err := pass(ctx); err != nil {
@@ -282,9 +288,13 @@ func (a *applier) lookAround(ctx context.Context) (*Local, error) {
 		if err != nil {
 			return nil, err
 		}
-		names, _, err := readNames(fd, make([]byte, 32<<10))
+		raw, offs, err := readNames(fd, make([]byte, 32<<10))
 		_ = unix.Close(fd)
-		if err != nil || len(names) == 0 {
+		d, found := directory{names: raw, offs: offs}, false
+		for i := range offs {
+			found = found || !a.excluded(string(d.name(i)))
+		}
+		if err != nil || !found {
 			return nil, err
 		}
 	}

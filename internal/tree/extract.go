@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -28,17 +29,26 @@ type ExtractOptions struct {
 	Denied func(path, what string, err error)
 	// UnitID is the keyed hash of the repository.
 	UnitID func(data []byte) dr.UnitID
-	// TempDir takes unnamed temporary files; "" is the system's.
+	// TempDir takes temporary files; "" is the system's.
 	TempDir string
+	// Resume goes on with what an Extract of the same has left that was cut off:
+	// what is there is read and hashed with CutKey, and only the rest is fetched.
+	// What such a run cannot have made is an error that wraps dr.ErrHeld, before
+	// anything is written.
+	Resume bool
+	CutKey [32]byte
+	// Exclude lists paths that are the caller's: they are not looked at.
+	Exclude []string
 	// Progress may be nil. Called concurrently.
 	Progress func(ApplyProgress)
 }
 
-// Extract writes a tree, or a part of it, below dir, which is absent or empty:
-// what is there is nobody's to overwrite. A tree that is a single file is
-// written to dir as its path. Opaque directories become ordinary ones. Without
-// root it keeps what it can and reports the rest to Denied.
-func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFetcher, o ExtractOptions) (ApplyStats, error) {
+// Extract writes a tree, or a part of it, below dir, which is absent or empty
+// unless Resume is set: what is there is nobody's to overwrite. A tree that is a
+// single file is written to dir as its path. Opaque directories become ordinary
+// ones. Without root it keeps what it can and reports the rest to Denied. It may
+// be cut off anywhere and run again with Resume (invariant 8).
+func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFetcher, o ExtractOptions) (_ ApplyStats, err error) {
 	if err := catalog.CheckPath(o.Path); err != nil {
 		return ApplyStats{}, fmt.Errorf("extract: %w: %w", err, dr.ErrUsage)
 	}
@@ -47,19 +57,25 @@ func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFe
 			return ApplyStats{}, fmt.Errorf("extract: %w", err)
 		}
 	}
-	if err := vacant(dir); err != nil {
+	if !o.Resume {
+		if err := vacant(dir, o.Exclude); err != nil {
+			return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
+		}
+	}
+	// A directory of its own: what is found out of the tree is of no use later.
+	state, err := os.MkdirTemp(o.TempDir, "lifeboat-extract-")
+	if err != nil {
 		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
 	}
-	if o.TempDir == "" {
-		o.TempDir = os.TempDir()
-	}
+	defer func() { err = errors.Join(err, os.RemoveAll(state)) }()
 	a, err := newApplier(ctx, dir, target, src, ApplyOptions{
-		StateDir: o.TempDir, UnitID: o.UnitID, Whiteouts: o.Whiteouts, Denied: o.Denied, Progress: o.Progress,
+		StateDir: state, CutKey: o.CutKey, UnitID: o.UnitID, Whiteouts: o.Whiteouts, Denied: o.Denied, Progress: o.Progress,
+		Exclude: o.Exclude,
 	})
 	if err != nil {
 		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
 	}
-	a.only, a.match = o.Path, o.Match
+	a.only, a.match, a.ownOnly = o.Path, o.Match, o.Resume
 	if err := a.findParents(ctx); err != nil {
 		return ApplyStats{}, errors.Join(fmt.Errorf("extract: %w", err), a.close())
 	}
@@ -70,10 +86,11 @@ func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFe
 	return a.result(), nil
 }
 
-// vacant reports an error for anything but an absent path or an empty
-// directory.
-func vacant(path string) error {
+// vacant reports an error for anything but an absent path or a directory that
+// holds nothing but what is excluded.
+func vacant(path string, exclude []string) error {
 	names, err := os.ReadDir(path)
+	names = slices.DeleteFunc(names, func(e os.DirEntry) bool { return slices.Contains(exclude, e.Name()) })
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil
@@ -86,6 +103,19 @@ func vacant(path string) error {
 	}
 	return nil
 }
+
+// strangers looks for what is there and no earlier Extract of the target made.
+func (a *applier) strangers(ctx context.Context) error {
+	return a.diff(ctx, func(c catalog.Change) error {
+		if c.A == nil || c.B != nil && c.A.Type == c.B.Type || c.B != nil && isFile(c.A) && isFile(c.B) {
+			return nil
+		}
+		return fmt.Errorf("there is %s, which is not of what was being extracted here; move it away: %w", a.root.display(c.A.Path), dr.ErrHeld)
+	})
+}
+
+// isFile: which name of a file is its first depends on which of them are there.
+func isFile(e *catalog.Entry) bool { return e.Type == catalog.File || e.Type == catalog.HardLink }
 
 // inScope reports whether an entry is wanted: the path itself, what is below
 // it, and the directories above.

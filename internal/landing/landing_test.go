@@ -1,0 +1,101 @@
+package landing_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/landing"
+)
+
+func mustOpen(t *testing.T, dir string, p landing.Purpose, resumed bool) *landing.Landing {
+	t.Helper()
+	l, err := landing.Open(dir, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Resumed() != resumed {
+		t.Fatalf("resumed: %v", l.Resumed())
+	}
+	return l
+}
+
+func held(t *testing.T, dir string, p landing.Purpose, words string) {
+	t.Helper()
+	before, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := landing.Open(dir, p); !errors.Is(err, dr.ErrHeld) || !strings.Contains(err.Error(), words) {
+		t.Errorf("%v, want an error that says %q", err, words)
+	}
+	if after, err := os.ReadDir(dir); err != nil || len(after) != len(before) {
+		t.Errorf("%v, %v", after, err)
+	}
+}
+
+var shop = landing.Purpose{Repository: "r", Snapshot: dr.SnapshotID{1}, Trees: []string{"volume:data"}}
+
+// TestLanding: a directory is taken when it is empty or marked for the same, by
+// one process at a time, and keeps its time in the end.
+func TestLanding(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "new", "dir")
+	l := mustOpen(t, dir, shop, false)
+	held(t, dir, shop, "another process")
+	if own := l.Own(dir + "/"); len(own) != 1 || len(l.Own(filepath.Join(dir, "tree"))) != 0 {
+		t.Errorf("own %v", own)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil { // as when the process ends
+		t.Fatal(err)
+	}
+	other := shop
+	other.Path = "docs"
+	held(t, dir, other, "another restore")
+	other = shop
+	other.Snapshot = dr.SnapshotID{2}
+	held(t, dir, other, "another snapshot")
+	l = mustOpen(t, dir, shop, true)
+	then := time.Unix(1000, 5)
+	if err := os.Chtimes(dir, then, then); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(dir)
+	if err != nil || !st.ModTime().Equal(then) {
+		t.Errorf("%v, %v", st, err)
+	}
+	held(t, dir, shop, "not empty")
+}
+
+// TestMarkCutOff: a mark that was cut off while it was written stands for an empty
+// directory, and for nothing else.
+func TestMarkCutOff(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int64{0, 1, 30} {
+		dir := t.TempDir()
+		l := mustOpen(t, dir, shop, false)
+		name := filepath.Join(dir, l.Own(dir)[0])
+		if err := errors.Join(l.Close(), os.Truncate(name, n)); err != nil {
+			t.Fatal(err)
+		}
+		l = mustOpen(t, dir, shop, true)
+		if err := errors.Join(l.Close(), os.Truncate(name, n), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		held(t, dir, shop, "not empty")
+		if err := os.WriteFile(name, []byte(`{"repository":1}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		held(t, dir, shop, "damaged mark")
+	}
+}
