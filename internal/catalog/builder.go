@@ -2,25 +2,9 @@ package catalog
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
-	"math/bits"
-
-	"github.com/zeebo/blake3"
 
 	"lifeboat/internal/dr"
-)
-
-const (
-	// A page ends where the path's hash has enough trailing zero bits: one
-	// fewer for each doubling of the entry's size, so that pages have about
-	// 64 KiB whatever the entries are, and whether a page ends after an entry
-	// is the entry's own affair.
-	pageBits = 16
-	maxPage  = 512 << 10
-	// typicalPath stands for the path in an entry's size, which prefix sharing
-	// would make depend on the entry before.
-	typicalPath = 16
 )
 
 // Sink takes units. Put may return before the unit is stored, but then keeps a
@@ -45,11 +29,12 @@ type Summary struct {
 // Builder writes a catalog. It holds one page and the page table in memory. It
 // is not safe for concurrent use.
 type Builder struct {
-	sink   Sink
+	sink   Sink // keeps a copy of what it gets
 	unitID func([]byte) dr.UnitID
-	hash   *blake3.Hasher
+	ends   boundaries
 
 	body  []byte // entries of the page so far
+	out   []byte // the page before as it was stored
 	n     int
 	first string
 	prev  string
@@ -64,12 +49,7 @@ type Builder struct {
 // NewBuilder starts a catalog. cutKey is the repository's (page boundaries are
 // keyed), unitID its keyed hash.
 func NewBuilder(sink Sink, cutKey [32]byte, unitID func([]byte) dr.UnitID) *Builder {
-	h, err := blake3.NewKeyed(cutKey[:])
-	if err != nil {
-		// NewKeyed refuses nothing but keys that are not of 32 bytes.
-		panic(err)
-	}
-	return &Builder{sink: sink, unitID: unitID, hash: h}
+	return &Builder{sink: sink, unitID: unitID, ends: newBoundaries(cutKey)}
 }
 
 // Add appends e. The root (path "") comes first, then all others in the order
@@ -129,7 +109,7 @@ func (b *Builder) add(ctx context.Context, e *Entry) error {
 	b.prev = e.Path
 	b.sum.Entries++
 	b.sum.Bytes += e.Size
-	if b.endsPage(e, len(b.body)-from) {
+	if b.ends.endsPage(e, len(b.body)-from, len(b.body)) {
 		return b.endPage(ctx)
 	}
 	return nil
@@ -166,31 +146,25 @@ func enter(dirs []string, e *Entry) ([]string, error) {
 	return dirs, nil
 }
 
-func (b *Builder) endsPage(e *Entry, size int) bool {
-	b.hash.Reset()
-	// Hasher.WriteString never fails.
-	_, _ = b.hash.WriteString(e.Path)
-	var sum [32]byte
-	b.hash.Sum(sum[:0])
-	need := pageBits + 1 - bits.Len(uint(max(1, size-len(e.Path))+typicalPath))
-	return bits.TrailingZeros64(binary.LittleEndian.Uint64(sum[:])) >= need
-}
-
 func (b *Builder) endPage(ctx context.Context) error {
-	ref, err := b.sink.Put(ctx, encodePage(b.n, b.body))
+	b.out = appendPage(b.out[:0], b.n, b.body)
+	ref, err := b.sink.Put(ctx, b.out)
 	if err != nil {
 		return fmt.Errorf("store catalog page of %q: %w", b.first, err)
 	}
 	b.table.add(pageInfo{ref: ref, first: b.first})
 	b.ids = append(b.ids, ref.ID[:]...)
 	b.body, b.n = b.body[:0], 0
-	if b.table.full() {
+	if b.table.full() || b.ends.endsTable(b.first, b.table.n, len(b.sum.Table)) {
 		return b.endTable(ctx)
 	}
 	return nil
 }
 
 func (b *Builder) endTable(ctx context.Context) error {
+	if len(b.sum.Table) == maxTableUnits {
+		return errTooLarge
+	}
 	ref, err := b.sink.Put(ctx, b.table.take())
 	if err != nil {
 		return fmt.Errorf("store page table: %w", err)

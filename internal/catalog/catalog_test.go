@@ -374,11 +374,11 @@ func TestPagesStayTheSame(t *testing.T) {
 	bytes := 0
 	for _, p := range r.Pages() {
 		bytes += int(p.Len)
-		if p.Len > 520<<10 {
+		if p.Len > 17<<10 {
 			t.Errorf("page of %d bytes", p.Len)
 		}
 	}
-	if avg := bytes / len(r.Pages()); avg < 32<<10 || avg > 128<<10 {
+	if avg := bytes / len(r.Pages()); avg < 1<<10 || avg > 2<<10 {
 		t.Errorf("average page: %d bytes", avg)
 	}
 	for _, at := range []int{2, 7770, 14_999} {
@@ -395,6 +395,38 @@ func TestPagesStayTheSame(t *testing.T) {
 			}
 			if fresh == 0 || fresh > 3 {
 				t.Errorf("one entry %s: %d new pages", what, fresh)
+			}
+		}
+	}
+}
+
+// Of the page table, too, one change makes one or two units new, wherever it is.
+func TestTableStaysTheSame(t *testing.T) {
+	t.Parallel()
+	entries := tree(60_000)
+	m := newMemory()
+	sum := build(t, m, entries)
+	old := map[dr.UnitRef]bool{}
+	for _, u := range sum.Table {
+		old[u] = true
+	}
+	if n := len(sum.Table); n < 10 || n > 100 {
+		t.Errorf("%d units of the page table", n)
+	}
+	for _, at := range []int{2, 31_000, 59_999} {
+		for what, changed := range map[string][]catalog.Entry{
+			"changed":  slices.Replace(slices.Clone(entries), at, at+1, func() catalog.Entry { e := entries[at]; e.MtimeSec++; return e }()),
+			"removed":  slices.Delete(slices.Clone(entries), at, at+1),
+			"inserted": insert(entries, file("d00000/file-50a", 12)),
+		} {
+			fresh := 0
+			for _, u := range build(t, m, changed).Table {
+				if !old[u] {
+					fresh++
+				}
+			}
+			if fresh == 0 || fresh > 2 {
+				t.Errorf("one entry %s: %d of %d units of the page table are new", what, fresh, len(sum.Table))
 			}
 		}
 	}

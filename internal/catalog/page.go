@@ -19,9 +19,8 @@ const (
 	maxTableUnits = 4096
 )
 
-// encodePage is the stored form of a page. body are its n entries.
-func encodePage(n int, body []byte) []byte {
-	b := make([]byte, 0, len(pageMagic)+binary.MaxVarintLen64+len(body))
+// appendPage appends the stored form of a page to b. body are its n entries.
+func appendPage(b []byte, n int, body []byte) []byte {
 	b = append(b, pageMagic...)
 	b = binary.AppendUvarint(b, uint64(n))
 	return append(b, body...)
@@ -90,7 +89,7 @@ func EncodePage(entries []Entry) ([]byte, error) {
 	if len(entries) == 0 {
 		return nil, fmt.Errorf("a page without entries")
 	}
-	return encodePage(len(entries), body), nil
+	return appendPage(nil, len(entries), body), nil
 }
 
 // pageInfo is one line of the page table.

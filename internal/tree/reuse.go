@@ -14,7 +14,7 @@ import (
 
 // maxMeta bounds the catalog units that a statcache remembers; a larger catalog
 // is made anew each time.
-const maxMeta = 64 << 10
+const maxMeta = 256 << 10
 
 // metaSink passes on the units of a catalog and remembers which they were.
 type metaSink struct {
