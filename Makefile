@@ -61,9 +61,11 @@ fuzz:
 	  done; \
 	done
 
-# Hours: everything again and again with new seeds, properties with many more cases, fuzzing for longer.
+# Hours: everything again and again with new seeds, every case of the tests that otherwise take some of
+# them (internal/casetest), properties with many more cases, fuzzing for longer.
 soak: deps build
 	$(GO) test -race -timeout 24h -p 1 -count=$(strip $(SOAK)) ./...
+	LIFEBOAT_TEST_ALL=1 $(GO) test -race -timeout 24h -p 1 -count=1 $$(grep -rl --include='*_test.go' 'lifeboat/internal/casetest' internal | xargs -n 1 dirname | sort -u | sed 's,^,./,')
 	$(GO) test -timeout 24h -p 1 -count=1 $$(grep -rl --include='*_test.go' 'pgregory.net/rapid' cmd internal lab | xargs -n 1 dirname | sort -u | grep -v '^internal/modeltest$$' | sed 's,^,./,') -rapid.checks=20000
 	$(GO) test -timeout 24h -count=1 ./internal/modeltest -rapid.checks=2000 -rapid.steps=100
 	$(MAKE) fuzz FUZZTIME=5m

@@ -13,6 +13,7 @@ import (
 
 	"lifeboat/internal/capture"
 	"lifeboat/internal/capture/capturetest"
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine/fake"
 	"lifeboat/internal/fence"
@@ -240,7 +241,7 @@ func TestStoreFaults(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, f := range capturetest.Some(t, 16, mishaps(probe.Calls())) {
+			for _, f := range casetest.Some(t, 16, mishaps(probe.Calls())) {
 				t.Run(fmt.Sprintf("%d-%s-%d", f.Call, probe.Calls()[f.Call-1].Op, f.Kind), func(t *testing.T) {
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()

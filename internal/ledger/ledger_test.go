@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/fence"
 	"lifeboat/internal/ledger"
@@ -32,10 +33,8 @@ const garbage = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manif
 // TestMain lets the local state of the hosts lie in memory: thousands of rounds
 // sync it to disk each time.
 func TestMain(m *testing.M) {
-	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
-		if err := os.Setenv("TMPDIR", "/dev/shm"); err != nil {
-			panic(err)
-		}
+	if err := casetest.TempInMemory(); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }

@@ -14,6 +14,7 @@ import (
 
 	"lifeboat/internal/capture"
 	"lifeboat/internal/capture/capturetest"
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine/fake"
 	"lifeboat/internal/fence"
@@ -193,7 +194,7 @@ func TestFailoverStoreFaults(t *testing.T) {
 			cases = append(cases, faults.Fault{Call: i + 1, Kind: kind})
 		}
 	}
-	for _, f := range capturetest.Some(t, 10, cases) {
+	for _, f := range casetest.Some(t, 10, cases) {
 		t.Run(fmt.Sprintf("%d-%d", f.Call, f.Kind), func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancel(t.Context())
@@ -254,7 +255,7 @@ func TestFailoverEngineFaults(t *testing.T) {
 			cases = append(cases, f)
 		}
 	}
-	for _, f := range capturetest.Some(t, 6, cases) {
+	for _, f := range casetest.Some(t, 6, cases) {
 		t.Run(fmt.Sprintf("%s-%d-%d", strings.Trim(strings.ReplaceAll(f.Path, "/", "-"), "-"), f.Skip, f.Kind), func(t *testing.T) {
 			t.Parallel()
 			fork := b.Fork()
@@ -356,7 +357,7 @@ func TestFailbackStoreFaults(t *testing.T) {
 			cases = append(cases, mishap{name, faults.Fault{Op: op, Call: []int{1, 3, 9, 27}[(i+side)%4], Kind: faults.Before}})
 		}
 	}
-	cases = capturetest.Some(t, 4, cases)
+	cases = casetest.Some(t, 4, cases)
 	var struck atomic.Int64
 	t.Cleanup(func() {
 		if n := int(struck.Load()); n == 0 {

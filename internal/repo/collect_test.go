@@ -302,7 +302,7 @@ func TestCollectFaults(t *testing.T) {
 				}
 				return nil
 			}
-			eachCall(t, b, run, func(t *testing.T, b *repotest.Bed) {
+			eachCall(t, 16, b, run, func(t *testing.T, b *repotest.Bed) {
 				b.Store.Collect()
 				fresh := b.Host("fresh")
 				if problems, err := fresh.Verify(t.Context(), nil); err != nil || len(problems) > 0 {

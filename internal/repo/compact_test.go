@@ -13,7 +13,6 @@ import (
 	"lifeboat/internal/repo/repotest"
 	"lifeboat/internal/retain"
 	"lifeboat/internal/store"
-	"lifeboat/internal/store/faults"
 )
 
 func compact(ctx context.Context, r *repo.Repo, o repo.CompactOptions, grace time.Duration) (*repo.Collection, error) {
@@ -266,8 +265,8 @@ func TestLock(t *testing.T) {
 	}
 }
 
-// TestCompactFaults fails and kills each call of a compaction in turn: nothing is
-// lost, and the next run finishes, sending no pack twice.
+// TestCompactFaults fails, kills and cuts short the calls of a compaction: nothing
+// is lost, and the next run finishes.
 func TestCompactFaults(t *testing.T) {
 	t.Parallel()
 	first := repotest.NewBed(t)
@@ -281,54 +280,30 @@ func TestCompactFaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	run := func(ctx context.Context, b *repotest.Bed, st store.Store) error {
-		r, err := repo.Open(ctx, st, b.Options("main"))
-		if err != nil {
+		return asMain(ctx, b, st, func(r *repo.Repo) error {
+			_, err := compact(ctx, r, repo.CompactOptions{}.Eager(), 0)
 			return err
-		}
-		defer func() { _ = r.Close() }()
-		_, err = compact(ctx, r, repo.CompactOptions{}.Eager(), 0)
-		return err
+		})
 	}
-	check := func(b *repotest.Bed, what string) {
+	check := func(t *testing.T, b *repotest.Bed) {
 		t.Helper()
 		eye := b.Host("eye")
 		snaps, problems, err := eye.Snapshots(t.Context(), "shop")
 		if err != nil || len(snaps) != 3 || len(problems) > 0 {
-			t.Fatalf("%s: %d snapshots, %v, %v", what, len(snaps), problems, err)
+			t.Fatalf("%d snapshots, %v, %v", len(snaps), problems, err)
 		}
 		for i := range snaps {
 			mustHold(t, eye, &snaps[i], all[i:i+2])
 		}
 	}
-	plain := first.Fork()
-	seen := faults.New(t, plain.Store)
-	if err := run(t.Context(), plain, seen); err != nil {
-		t.Fatal(err)
-	}
-	check(plain, "no fault")
-	for i := range seen.Calls() {
-		kinds := []faults.Kind{faults.Before, faults.After, faults.Hang, faults.HangAfter, faults.Short, faults.Duplicate}
-		if !allTests() {
-			kinds = kinds[i%len(kinds):][:1]
+	eachCall(t, 32, first, run, func(t *testing.T, b *repotest.Bed) {
+		check(t, b)
+		if err := run(t.Context(), b, b.Store); err != nil {
+			t.Fatalf("again: %v", err)
 		}
-		for _, kind := range kinds {
-			what := fmt.Sprintf("call %d (%v), kind %d", i+1, seen.Calls()[i], kind)
-			b := first.Fork()
-			ctx, cancel := context.WithCancel(t.Context())
-			f := faults.Fault{Call: i + 1, Kind: kind}
-			if kind == faults.Hang || kind == faults.HangAfter {
-				f.Do = cancel
-			}
-			err := run(ctx, b, faults.New(quiet{}, b.Store, f))
-			cancel()
-			check(b, fmt.Sprintf("%s: %v", what, err))
-			if err := run(t.Context(), b, b.Store); err != nil {
-				t.Fatalf("%s, again: %v", what, err)
-			}
-			check(b, what+", again")
-			if got := tagNames(t, b.Store, "s."); got != "" {
-				t.Fatalf("%s: left %s", what, got)
-			}
+		check(t, b)
+		if got := tagNames(t, b.Store, "s."); got != "" {
+			t.Fatalf("left %s", got)
 		}
-	}
+	})
 }

@@ -65,7 +65,7 @@ func step(ctx context.Context, b *repotest.Bed, st store.Store, units [][]byte) 
 	return w.Commit(ctx, rootOf(append(refs, more...), "main"), repo.CommitInfo{})
 }
 
-// TestFaultMatrix fails each call that a snapshot makes, in each way. After any
+// TestFaultMatrix fails the calls that a snapshot makes, in each way. After any
 // of them: the old snapshot is whole, what is visible verifies (invariant 1),
 // no tag has moved (invariant 11), and running the step again succeeds
 // (invariant 8).
@@ -73,41 +73,26 @@ func TestFaultMatrix(t *testing.T) {
 	t.Parallel()
 	old := content(11, 12)
 	units := append(content(12, 12), old[:6]...)
-	prepare := func(t *testing.T) *repotest.Bed {
-		b := repotest.NewBed(t)
-		mustSnapshot(t, b.Host("main"), "shop", nil, old)
-		return b
-	}
-	b := prepare(t)
-	probe := faults.New(t, b.Store)
-	if _, err := step(t.Context(), b, probe, units); err != nil {
+	b := repotest.NewBed(t)
+	mustSnapshot(t, b.Host("main"), "shop", nil, old)
+	clean := b.Fork()
+	probe := faults.New(t, clean.Store)
+	if _, err := step(t.Context(), clean, probe, units); err != nil {
 		t.Fatal(err)
 	}
-	count := map[faults.Op]int{}
-	for _, c := range probe.Calls() {
-		count[c.Op]++
-	}
-	for op, n := range count {
-		for call := 1; call <= n; call++ {
-			for name, kind := range kindsOf(op) {
-				t.Run(fmt.Sprintf("%s %d %s", op, call, name), func(t *testing.T) {
-					t.Parallel()
-					b := prepare(t)
-					before := tagsOf(t, b.Store)
-					ctx, cancel := context.WithCancel(t.Context())
-					defer cancel()
-					f := faults.Fault{Op: op, Call: call, Kind: kind, At: 7}
-					if kind == faults.Hang || kind == faults.HangAfter {
-						f.Do = cancel
-					}
-					s, err := step(ctx, b, faults.New(t, b.Store, f), units)
-					if err == nil {
-						mustHold(t, b.Host("main"), s, units)
-					}
-					afterFault(t, b, before, old, units, err)
-				})
+	for _, m := range mishaps(t, 32, probe.Calls()) {
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			b := b.ForkFor(t)
+			before := tagsOf(t, b.Store)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			s, err := step(ctx, b, faults.New(t, b.Store, m.fault(cancel)), units)
+			if err == nil {
+				mustHold(t, b.Host("main"), s, units)
 			}
-		}
+			afterFault(t, b, before, old, units, err)
+		})
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/repotest"
@@ -143,7 +144,7 @@ func aged(t testing.TB, snapshots int) (took, read cost) {
 func TestFlat(t *testing.T) {
 	t.Parallel()
 	ages := []int{3, 60, 220}
-	if allTests() {
+	if casetest.All() {
 		ages = []int{3, 100, 1000}
 	}
 	for _, n := range ages {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/fence"
 	"lifeboat/internal/repo"
@@ -283,7 +285,7 @@ func TestForgetWithoutTagDeletion(t *testing.T) {
 	}
 }
 
-// TestForgetFaults fails and kills forgetting at each of its calls. What the
+// TestForgetFaults fails and kills forgetting at its calls. What the
 // policy keeps is whole after each, and running it again ends the work
 // (invariants 2 and 8).
 func TestForgetFaults(t *testing.T) {
@@ -303,7 +305,7 @@ func TestForgetFaults(t *testing.T) {
 		_, err = forget(ctx, r, retain.Policy{Last: 2})
 		return err
 	}
-	eachCall(t, b, run, func(t *testing.T, b *repotest.Bed) {
+	eachCall(t, 24, b, run, func(t *testing.T, b *repotest.Bed) {
 		got := numbersOf(t, b.Host("observer"))
 		if !slices.Equal(got[len(got)-2:], []int{4, 5}) {
 			t.Fatalf("left are %v", got)
@@ -321,36 +323,60 @@ func TestForgetFaults(t *testing.T) {
 	})
 }
 
+// mishap is one way in which one store call goes wrong.
+type mishap struct {
+	op   faults.Op
+	call int // of that kind, from 1
+	name string
+	kind faults.Kind
+}
+
+func (m mishap) String() string { return fmt.Sprintf("%s %d %s", m.op, m.call, m.name) }
+
+// fault is the mishap for a store; cancel ends the run that is to be killed.
+func (m mishap) fault(cancel func()) faults.Fault {
+	f := faults.Fault{Op: m.op, Call: m.call, Kind: m.kind, At: 7}
+	if m.kind == faults.Hang || m.kind == faults.HangAfter {
+		f.Do = cancel
+	}
+	return f
+}
+
+// mishaps is each way in which each of the calls can go wrong, or so many of
+// them, spread over the kinds of calls (casetest).
+func mishaps(t testing.TB, n int, calls []faults.Call) []mishap {
+	t.Helper()
+	var all []mishap
+	count := map[faults.Op]int{}
+	for _, c := range calls {
+		count[c.Op]++
+		kinds := kindsOf(c.Op)
+		for _, name := range slices.Sorted(maps.Keys(kinds)) {
+			all = append(all, mishap{op: c.Op, call: count[c.Op], name: name, kind: kinds[name]})
+		}
+	}
+	return casetest.Spread(t, n, all, func(m mishap) faults.Op { return m.op })
+}
+
 // eachCall runs something once for each store call that it makes and each way in
-// which the call can fail, and checks what is left.
-func eachCall(t *testing.T, b *repotest.Bed, run func(context.Context, *repotest.Bed, store.Store) error, check func(*testing.T, *repotest.Bed)) {
+// which the call can fail, and checks what is left; an ordinary run takes n of
+// them.
+func eachCall(t *testing.T, n int, b *repotest.Bed, run func(context.Context, *repotest.Bed, store.Store) error, check func(*testing.T, *repotest.Bed)) {
 	t.Helper()
 	first := b.Fork()
 	probe := faults.New(t, first.Store)
 	if err := run(t.Context(), first, probe); err != nil {
 		t.Fatal(err)
 	}
-	count := map[faults.Op]int{}
-	for _, c := range probe.Calls() {
-		count[c.Op]++
-	}
-	for op, n := range count {
-		for call := 1; call <= n; call++ {
-			for name, kind := range kindsOf(op) {
-				t.Run(fmt.Sprintf("%s %d %s", op, call, name), func(t *testing.T) {
-					t.Parallel()
-					f := b.Fork()
-					ctx, cancel := context.WithCancel(t.Context())
-					defer cancel()
-					fault := faults.Fault{Op: op, Call: call, Kind: kind, At: 7}
-					if kind == faults.Hang || kind == faults.HangAfter {
-						fault.Do = cancel
-					}
-					_ = run(ctx, f, faults.New(t, f.Store, fault)) // whatever it says, this holds:
-					check(t, f)
-				})
-			}
-		}
+	for _, m := range mishaps(t, n, probe.Calls()) {
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			f := b.ForkFor(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			_ = run(ctx, f, faults.New(t, f.Store, m.fault(cancel))) // whatever it says, this holds:
+			check(t, f)
+		})
 	}
 }
 

@@ -207,6 +207,3 @@ func blobSize(t testing.TB, body []byte, i int) int {
 	}
 	return int(m.Layers[i].Size)
 }
-
-// allTests reports whether tests that take long run whole.
-func allTests() bool { return os.Getenv("LIFEBOAT_TEST_ALL") != "" }

@@ -78,7 +78,7 @@ func TestRestoreFaults(t *testing.T) {
 		}
 		return nil
 	}
-	eachCall(t, b, restore, func(t *testing.T, b *repotest.Bed) {
+	eachCall(t, 24, b, restore, func(t *testing.T, b *repotest.Bed) {
 		if err := restore(t.Context(), b, b.Store); err != nil {
 			t.Fatalf("again: %v", err)
 		}
@@ -121,7 +121,7 @@ func TestKeyFaults(t *testing.T) {
 			run := func(ctx context.Context, b *repotest.Bed, st store.Store) error {
 				return asMain(ctx, b, st, func(r *repo.Repo) error { return change(ctx, r) })
 			}
-			eachCall(t, b, run, func(t *testing.T, b *repotest.Bed) {
+			eachCall(t, 16, b, run, func(t *testing.T, b *repotest.Bed) {
 				wholeAfter(t, b, map[string][][]byte{"s.shop.1": units})
 				if err := run(t.Context(), b, b.Store); err != nil {
 					t.Fatalf("again: %v", err)
@@ -154,7 +154,7 @@ func TestHostFaults(t *testing.T) {
 			run := func(ctx context.Context, b *repotest.Bed, st store.Store) error {
 				return asMain(ctx, b, st, func(r *repo.Repo) error { return change(ctx, b, r) })
 			}
-			eachCall(t, b, run, func(t *testing.T, b *repotest.Bed) {
+			eachCall(t, 16, b, run, func(t *testing.T, b *repotest.Bed) {
 				wholeAfter(t, b, map[string][][]byte{"s.shop.1": units})
 				if err := run(t.Context(), b, b.Store); err != nil {
 					t.Fatalf("again: %v", err)

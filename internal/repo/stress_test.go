@@ -6,12 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 	"time"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/repotest"
@@ -37,16 +36,13 @@ func TestNothingIsLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rounds, from := 40, rand.Uint64N(1<<40)
-	if allTests() {
+	rounds := 40
+	from, one := casetest.Seed(t)
+	switch {
+	case one:
+		rounds = 1
+	case casetest.All():
 		rounds = 3000
-	}
-	if s := os.Getenv("LIFEBOAT_TEST_SEED"); s != "" {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rounds, from = 1, n
 	}
 	var sum stressed
 	for i := range uint64(rounds) {

@@ -12,12 +12,12 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
 	"lifeboat/internal/engine/enginetest"
@@ -54,11 +54,9 @@ func Main(m *testing.M) int {
 			return engine.Open(context.Background(), engine.Options{Host: host})
 		}})
 	}
-	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
-		if err := os.Setenv("TMPDIR", "/dev/shm"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
+	if err := casetest.TempInMemory(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	return m.Run()
 }
@@ -271,17 +269,4 @@ func (s *Site) Serves(t testing.TB) bool {
 		}
 	}
 	return false
-}
-
-// Some picks n of the cases at random, or all with LIFEBOAT_TEST_ALL set:
-// a case takes up to a few seconds, and there are hundreds.
-func Some[T any](t testing.TB, n int, cases []T) []T {
-	t.Helper()
-	if os.Getenv("LIFEBOAT_TEST_ALL") != "" {
-		return cases
-	}
-	seed := rand.Uint64()
-	t.Logf("%d of %d cases, seed %d", min(n, len(cases)), len(cases), seed)
-	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(cases), func(i, k int) { cases[i], cases[k] = cases[k], cases[i] })
-	return cases[:min(n, len(cases))]
 }

@@ -27,6 +27,7 @@ type Store struct {
 	mu        sync.Mutex
 	blobs     map[digest.Digest][]byte
 	manifests map[digest.Digest]store.Manifest
+	listed    map[digest.Digest][]digest.Digest // what the image indexes of manifests list
 	tags      map[string]digest.Digest
 	unchecked bool
 }
@@ -36,6 +37,7 @@ func New() *Store {
 	return &Store{
 		blobs:     map[digest.Digest][]byte{},
 		manifests: map[digest.Digest]store.Manifest{},
+		listed:    map[digest.Digest][]digest.Digest{},
 		tags:      map[string]digest.Digest{},
 	}
 }
@@ -138,42 +140,47 @@ func (s *Store) PutManifest(ctx context.Context, tag, mediaType string, body []b
 	if have, ok := s.tags[tag]; ok && have != d {
 		return fail(fmt.Errorf("it names %s: %w", have, store.ErrTagTaken))
 	}
-	if err := s.checkReferences(mediaType, body); err != nil {
+	listed, err := s.checkReferences(mediaType, body)
+	if err != nil {
 		return fail(err)
+	}
+	if listed != nil {
+		s.listed[d] = listed
 	}
 	s.manifests[d] = store.Manifest{MediaType: mediaType, Digest: d, Body: slices.Clone(body)}
 	s.tags[tag] = d
 	return d, nil
 }
 
-// checkReferences refuses a manifest that names what is missing; the caller
-// holds mu.
-func (s *Store) checkReferences(mediaType string, body []byte) error {
+// checkReferences refuses a manifest that names what is missing, and returns what
+// an image index lists; the caller holds mu.
+func (s *Store) checkReferences(mediaType string, body []byte) (listed []digest.Digest, err error) {
 	switch mediaType {
 	case ocispec.MediaTypeImageManifest:
 		var m ocispec.Manifest
 		if err := json.Unmarshal(body, &m); err != nil {
-			return fmt.Errorf("%w: %w", err, store.ErrRefused)
+			return nil, fmt.Errorf("%w: %w", err, store.ErrRefused)
 		}
 		for _, r := range append(m.Layers, m.Config) {
 			if _, ok := s.blobs[r.Digest]; !ok {
-				return fmt.Errorf("blob %s: %w", r.Digest, store.ErrIncomplete)
+				return nil, fmt.Errorf("blob %s: %w", r.Digest, store.ErrIncomplete)
 			}
 		}
 	case ocispec.MediaTypeImageIndex:
 		var x ocispec.Index
 		if err := json.Unmarshal(body, &x); err != nil {
-			return fmt.Errorf("%w: %w", err, store.ErrRefused)
+			return nil, fmt.Errorf("%w: %w", err, store.ErrRefused)
 		}
 		for _, r := range x.Manifests {
 			if _, ok := s.manifests[r.Digest]; !ok {
-				return fmt.Errorf("manifest %s: %w", r.Digest, store.ErrIncomplete)
+				return nil, fmt.Errorf("manifest %s: %w", r.Digest, store.ErrIncomplete)
 			}
+			listed = append(listed, r.Digest)
 		}
 	default:
-		return fmt.Errorf("media type %q: %w", mediaType, store.ErrRefused)
+		return nil, fmt.Errorf("media type %q: %w", mediaType, store.ErrRefused)
 	}
-	return nil
+	return listed, nil
 }
 
 // GetManifest implements store.Manifests.
@@ -263,6 +270,7 @@ func (s *Store) DeleteManifest(ctx context.Context, d digest.Digest) error {
 // remove takes a manifest away with the tags that name it; the caller holds mu.
 func (s *Store) remove(d digest.Digest) {
 	delete(s.manifests, d)
+	delete(s.listed, d)
 	maps.DeleteFunc(s.tags, func(_ string, have digest.Digest) bool { return have == d })
 }
 
@@ -270,18 +278,7 @@ func (s *Store) remove(d digest.Digest) {
 // mu.
 func (s *Store) lister(d digest.Digest) string {
 	for tag, named := range s.tags {
-		if named == d {
-			return tag
-		}
-		m := s.manifests[named]
-		if m.MediaType != ocispec.MediaTypeImageIndex {
-			continue
-		}
-		var x ocispec.Index
-		if err := json.Unmarshal(m.Body, &x); err != nil {
-			return tag
-		}
-		if slices.ContainsFunc(x.Manifests, func(c ocispec.Descriptor) bool { return c.Digest == d }) {
+		if named == d || slices.Contains(s.listed[named], d) {
 			return tag
 		}
 	}
@@ -341,7 +338,7 @@ func (s *Store) Size() (n int64) {
 func (s *Store) Clone() *Store {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return &Store{blobs: maps.Clone(s.blobs), manifests: maps.Clone(s.manifests), tags: maps.Clone(s.tags), unchecked: s.unchecked}
+	return &Store{blobs: maps.Clone(s.blobs), manifests: maps.Clone(s.manifests), listed: maps.Clone(s.listed), tags: maps.Clone(s.tags), unchecked: s.unchecked}
 }
 
 // Corrupt replaces the stored bytes of blob d, whatever their digest, for tests
