@@ -160,7 +160,10 @@ func (a *app) runGC(ctx context.Context, o repo.CollectOptions) error {
 		return err
 	}
 	defer w.close()
+	show := stages{ui: a.UI()}
+	o.Progress = show.tell
 	c, err := w.repo.Collect(ctx, o)
+	show.end(err)
 	if err != nil {
 		return a.explainGC(w, err)
 	}

@@ -5,6 +5,7 @@ import (
 
 	"lifeboat/internal/plan"
 	"lifeboat/internal/quantity"
+	"lifeboat/internal/repo"
 	"lifeboat/internal/ui"
 )
 
@@ -100,6 +101,31 @@ func (p *recoverProgress) current() *ui.Task {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.task
+}
+
+// stages shows the stages of a collection one after the other.
+type stages struct {
+	ui   *ui.Printer
+	now  repo.CollectStage
+	task *ui.Task
+}
+
+func (s *stages) tell(p repo.CollectProgress) {
+	if p.Stage != s.now {
+		s.end(nil)
+		s.now = p.Stage
+		if p.Stage == repo.CollectRewrite {
+			s.task = s.ui.Progress().Bytes(string(p.Stage), p.Total)
+		} else {
+			s.task = s.ui.Progress().Items(string(p.Stage), p.Total)
+		}
+	}
+	s.task.SetDone(p.Done)
+}
+
+func (s *stages) end(err error) {
+	s.task.Done(err)
+	s.task = nil
 }
 
 func bytesText(n int64) string {

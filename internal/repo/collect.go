@@ -39,6 +39,8 @@ type CollectOptions struct {
 	DryRun bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Progress is told how far each stage is; may be nil. Calls do not overlap.
+	Progress func(CollectProgress)
 }
 
 // CollectState is what became of a pack manifest that no snapshot needs.
@@ -138,7 +140,7 @@ func (c *collector) run(ctx context.Context) error {
 		return err
 	}
 	if c.opts.Compact != nil {
-		c.result.Compacted, err = c.repo.compact(ctx, *c.opts.Compact, c.seen, c.opts.DryRun)
+		c.result.Compacted, err = c.repo.compact(ctx, c.opts, c.seen)
 		if err != nil {
 			return err
 		}
@@ -408,7 +410,8 @@ func (c *collector) judge(list []*candidate) (due []*candidate, err error) {
 
 // remove takes due manifests away in the order that Collect describes.
 func (c *collector) remove(ctx context.Context, due []*candidate) error {
-	if err := c.untag(ctx, due); err != nil {
+	count := newCounter(c.opts.Progress, CollectRemove, int64(2*len(due)))
+	if err := c.untag(ctx, due, count); err != nil {
 		return err
 	}
 	needed, err := c.listed(ctx)
@@ -431,6 +434,7 @@ func (c *collector) remove(ctx context.Context, due []*candidate) error {
 		if err != nil {
 			return err
 		}
+		count.add(1)
 	}
 	if c.caps.CheckedDelete || len(gone) == 0 {
 		return nil
@@ -452,9 +456,10 @@ func (c *collector) remove(ctx context.Context, due []*candidate) error {
 
 // untag removes the tags. That is noted before, because a manifest without a
 // tag cannot be found.
-func (c *collector) untag(ctx context.Context, due []*candidate) error {
+func (c *collector) untag(ctx context.Context, due []*candidate, count *counter) error {
 	r := c.repo
 	for _, f := range due {
+		count.add(1)
 		if !f.tagged {
 			continue
 		}

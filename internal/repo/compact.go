@@ -17,6 +17,7 @@ import (
 type compactor struct {
 	repo   *Repo
 	opts   CompactOptions
+	tell   func(CollectProgress) // nil: nobody
 	result *Compaction
 	// snaps are the visible snapshots; fixed are those that must stay where they
 	// lie.
@@ -27,11 +28,11 @@ type compactor struct {
 	usage *usage
 }
 
-// compact rewrites packs of which little is used. listed are the manifests that
-// tags list, by tag. dry changes nothing.
-func (r *Repo) compact(ctx context.Context, o CompactOptions, listed map[string][]digest.Digest, dry bool) (*Compaction, error) {
-	c := &compactor{repo: r, opts: o, result: &Compaction{}, fixed: map[string]bool{}, now: map[string]*Snapshot{}}
-	if err := c.run(ctx, listed, dry); err != nil {
+// compact rewrites packs of which little is used, as o.Compact says. listed are
+// the manifests that tags list, by tag.
+func (r *Repo) compact(ctx context.Context, o CollectOptions, listed map[string][]digest.Digest) (*Compaction, error) {
+	c := &compactor{repo: r, opts: *o.Compact, tell: o.Progress, result: &Compaction{}, fixed: map[string]bool{}, now: map[string]*Snapshot{}}
+	if err := c.run(ctx, listed, o.DryRun); err != nil {
 		return c.result, fmt.Errorf("compact: %w", err)
 	}
 	return c.result, nil
@@ -149,8 +150,10 @@ func (c *compactor) walk(ctx context.Context, listed map[string][]digest.Digest)
 		}
 	}
 	w := newWalker(c.repo, c.usage.mark)
+	count := newCounter(c.tell, CollectLook, int64(len(c.snaps)))
 	for _, s := range c.snaps {
 		err := w.snapshot(ctx, s)
+		count.add(1)
 		switch {
 		case err == nil:
 		case unwalkable(err):
@@ -175,13 +178,18 @@ func (c *compactor) rewrite(ctx context.Context, list []*component) error {
 			rw.w.Close()
 		}
 	}()
-	since := int64(0)
+	since, total := int64(0), int64(0)
+	for _, comp := range list {
+		total += comp.cost()
+	}
+	count := newCounter(c.tell, CollectRewrite, total)
 	for _, comp := range list {
 		if rw == nil {
 			var err error
 			if rw, err = r.newRewriter(ctx); err != nil {
 				return err
 			}
+			rw.count = count
 		}
 		n, read, err := rw.component(ctx, comp)
 		c.result.Read += read

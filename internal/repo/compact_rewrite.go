@@ -22,8 +22,9 @@ var errNotWhole = errors.New("it cannot be rewritten")
 // rewriter stores the live units of packs again. What an interrupted run of this
 // host has stored is found and used.
 type rewriter struct {
-	repo *Repo
-	w    *Writer
+	repo  *Repo
+	w     *Writer
+	count *counter // of what component.cost says is read
 }
 
 func (r *Repo) newRewriter(ctx context.Context) (*rewriter, error) {
@@ -43,7 +44,7 @@ func (r *Repo) newRewriter(ctx context.Context) (*rewriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &rewriter{r, w}, nil
+	return &rewriter{repo: r, w: w}, nil
 }
 
 // component stores what is live of the chosen packs of a component, makes sure
@@ -56,6 +57,7 @@ func (rw *rewriter) component(ctx context.Context, c *component) (n need, read i
 				return n, read, err
 			}
 			read += p.unproven
+			rw.count.add(p.unproven)
 		}
 	}
 	for _, p := range c.chosen {
@@ -64,6 +66,7 @@ func (rw *rewriter) component(ctx context.Context, c *component) (n need, read i
 		}
 		got, err := rw.pack(ctx, p)
 		read += got
+		rw.count.add(p.live) // as in component.cost
 		if err != nil {
 			return n, read, err
 		}

@@ -45,6 +45,9 @@ func newWalker(r *Repo, visit func(dr.UnitID) error) *walker {
 }
 
 func walkedAs(as byte, refs ...dr.UnitRef) walked {
+	if len(refs) == 1 { // an id is a hash as good; pages are many
+		return walked{as: as, id: [16]byte(refs[0].ID[:16])}
+	}
 	h := blake3.New()
 	for _, ref := range refs {
 		_, _ = h.Write(ref.ID[:]) // never fails
