@@ -26,8 +26,8 @@ type Summary struct {
 	Hash dr.UnitID
 }
 
-// Builder writes a catalog. It holds one page and the page table in memory. It
-// is not safe for concurrent use.
+// Builder writes a catalog. It holds one page, up to heldTable bytes of the page
+// table and the ids of all pages in memory. It is not safe for concurrent use.
 type Builder struct {
 	sink   Sink // keeps a copy of what it gets
 	unitID func([]byte) dr.UnitID
@@ -41,7 +41,9 @@ type Builder struct {
 	dirs  []string // open directories, from the root down
 
 	table tableEncoder
-	ids   []byte // of all pages
+	held  [][]byte // units of the page table that are to be put
+	bytes int      // theirs
+	ids   []byte   // of all pages
 	sum   Summary
 	err   error
 }
@@ -155,21 +157,41 @@ func (b *Builder) endPage(ctx context.Context) error {
 	b.table.add(pageInfo{ref: ref, first: b.first})
 	b.ids = append(b.ids, ref.ID[:]...)
 	b.body, b.n = b.body[:0], 0
-	if b.table.full() || b.ends.endsTable(b.first, b.table.n, len(b.sum.Table)) {
+	if b.table.full() || b.ends.endsTable(b.first, b.table.n, b.units()) {
 		return b.endTable(ctx)
 	}
 	return nil
 }
 
+// heldTable is how many bytes of the page table are put together. Between the
+// pages that they name, whoever opens the catalog would read all of it.
+const heldTable = 4 << 20
+
+// units counts the units of the page table.
+func (b *Builder) units() int { return len(b.sum.Table) + len(b.held) }
+
 func (b *Builder) endTable(ctx context.Context) error {
-	if len(b.sum.Table) == maxTableUnits {
+	if b.units() == maxTableUnits {
 		return errTooLarge
 	}
-	ref, err := b.sink.Put(ctx, b.table.take())
-	if err != nil {
-		return fmt.Errorf("store page table: %w", err)
+	unit := b.table.take()
+	b.held, b.bytes = append(b.held, unit), b.bytes+len(unit)
+	if b.bytes < heldTable {
+		return nil
 	}
-	b.sum.Table = append(b.sum.Table, ref)
+	return b.putTable(ctx)
+}
+
+// putTable puts the units of the page table that are held back.
+func (b *Builder) putTable(ctx context.Context) error {
+	for _, unit := range b.held {
+		ref, err := b.sink.Put(ctx, unit)
+		if err != nil {
+			return fmt.Errorf("store page table: %w", err)
+		}
+		b.sum.Table = append(b.sum.Table, ref)
+	}
+	b.held, b.bytes = nil, 0
 	return nil
 }
 
@@ -192,6 +214,9 @@ func (b *Builder) Close(ctx context.Context) (Summary, error) {
 		if b.err = b.endTable(ctx); b.err != nil {
 			return Summary{}, b.err
 		}
+	}
+	if b.err = b.putTable(ctx); b.err != nil {
+		return Summary{}, b.err
 	}
 	b.sum.Hash = b.unitID(b.ids)
 	b.err = fmt.Errorf("catalog is closed")

@@ -432,6 +432,41 @@ func TestTableStaysTheSame(t *testing.T) {
 	}
 }
 
+// ordered notes whether what it takes are pages.
+type ordered struct {
+	*memory
+	pages []bool
+}
+
+func (o *ordered) Put(ctx context.Context, data []byte) (dr.UnitRef, error) {
+	o.pages = append(o.pages, bytes.HasPrefix(data, []byte("LBCP")))
+	return o.memory.Put(ctx, data)
+}
+
+// The page table is put together: what is put together lies together, and whoever
+// opens a catalog does not want its pages.
+func TestTableLiesTogether(t *testing.T) {
+	t.Parallel()
+	o := &ordered{memory: newMemory()}
+	b := catalog.NewBuilder(o, cutKey, unitID)
+	entries := tree(60_000)
+	for _, e := range entries {
+		if err := b.Add(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sum, err := b.Close(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := slices.Index(o.pages, false); len(o.pages)-at != len(sum.Table) || slices.Contains(o.pages[at:], true) {
+		t.Errorf("of %d units the first of a page table of %d is number %d", len(o.pages), len(sum.Table), at)
+	}
+	if got := readAll(t, open(t, batch{o.memory}, sum)); len(got) != len(entries) {
+		t.Errorf("%d entries of %d", len(got), len(entries))
+	}
+}
+
 func TestBuilderRefuses(t *testing.T) {
 	t.Parallel()
 	long := file("f", 10)

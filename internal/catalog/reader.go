@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"sort"
-	"sync"
 
 	"lifeboat/internal/dr"
 )
@@ -56,16 +55,47 @@ func Open(ctx context.Context, src Source, table []dr.UnitRef) (*Reader, error) 
 		return nil, fmt.Errorf("catalog with a page table of %d units: %w", len(table), dr.ErrTampered)
 	}
 	r := &Reader{src: src, table: table, foundPage: -1}
-	for i, ref := range table {
-		data, err := unit(ctx, src, ref)
+	for done := 0; done < len(table); {
+		n := 1
+		for bytes := int(table[done].Len); done+n < len(table) && bytes < readAhead; n++ {
+			bytes += int(table[done+n].Len)
+		}
+		parts, err := units(ctx, src, table[done:done+n])
 		if err != nil {
-			return nil, fmt.Errorf("page table %d of %d: %w", i+1, len(table), err)
+			return nil, fmt.Errorf("page table, from unit %d of %d on: %w", done+1, len(table), err)
 		}
-		if r.pages, err = decodeTable(r.pages, data); err != nil {
-			return nil, fmt.Errorf("page table %d of %d: %w: %w", i+1, len(table), err, dr.ErrTampered)
+		for i, data := range parts {
+			if r.pages, err = decodeTable(r.pages, data); err != nil {
+				return nil, fmt.Errorf("page table %d of %d: %w: %w", done+i+1, len(table), err, dr.ErrTampered)
+			}
 		}
+		done += n
 	}
 	return r, nil
+}
+
+// units gets several units at once where the source can.
+func units(ctx context.Context, src Source, refs []dr.UnitRef) ([][]byte, error) {
+	out := make([][]byte, len(refs))
+	batch, ok := src.(BatchSource)
+	if !ok || len(refs) == 1 {
+		for i, ref := range refs {
+			var err error
+			if out[i], err = unit(ctx, src, ref); err != nil {
+				return nil, err
+			}
+		}
+		return out, nil
+	}
+	// Each call has a place of its own, so no lock is needed.
+	err := batch.Fetch(ctx, refs, func(i int, data []byte) error {
+		if len(data) != int(refs[i].Len) {
+			return fmt.Errorf("unit %v has %d bytes, not %d: %w", refs[i].ID, len(data), refs[i].Len, dr.ErrTampered)
+		}
+		out[i] = bytes.Clone(data)
+		return nil
+	})
+	return out, err
 }
 
 func unit(ctx context.Context, src Source, ref dr.UnitRef) ([]byte, error) {
@@ -196,8 +226,7 @@ func (r *Reader) fetch(ctx context.Context, page int) ([]byte, error) {
 		delete(r.ahead, page)
 		return data, nil
 	}
-	batch, ok := r.src.(BatchSource)
-	if !ok || page != r.next {
+	if _, ok := r.src.(BatchSource); !ok || page != r.next {
 		return unit(ctx, r.src, r.pages[page].ref)
 	}
 	var at []int
@@ -210,25 +239,16 @@ func (r *Reader) fetch(ctx context.Context, page int) ([]byte, error) {
 		refs = append(refs, r.pages[i].ref)
 		bytes += int(r.pages[i].ref.Len)
 	}
-	r.ahead = make(map[int][]byte, len(refs))
-	var mu sync.Mutex
-	err := batch.Fetch(ctx, refs, func(i int, data []byte) error {
-		if len(data) != int(refs[i].Len) {
-			return fmt.Errorf("unit %v has %d bytes, not %d: %w", refs[i].ID, len(data), refs[i].Len, dr.ErrTampered)
-		}
-		data = bytes.Clone(data)
-		mu.Lock()
-		defer mu.Unlock()
-		r.ahead[at[i]] = data
-		return nil
-	})
+	r.ahead = nil
+	data, err := units(ctx, r.src, refs)
 	if err != nil {
-		r.ahead = nil
 		return nil, err
 	}
-	data := r.ahead[page]
-	delete(r.ahead, page)
-	return data, nil
+	r.ahead = make(map[int][]byte, len(refs))
+	for i := 1; i < len(at); i++ {
+		r.ahead[at[i]] = data[i]
+	}
+	return data[0], nil
 }
 
 // page is the index of the page that path lies in, if it exists.
