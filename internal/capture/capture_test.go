@@ -30,12 +30,17 @@ const sys = capturetest.System
 
 // snapshot opens the repository over st as a host and takes a snapshot.
 func snapshot(ctx context.Context, b *repotest.Bed, host string, s *capturetest.Site, st store.Store, o capture.Options) (*capture.Result, error) {
+	return snapshotOf(ctx, sys, b, host, s, st, o)
+}
+
+// snapshotOf takes the containers as those of any system.
+func snapshotOf(ctx context.Context, system dr.System, b *repotest.Bed, host string, s *capturetest.Site, st store.Store, o capture.Options) (*capture.Result, error) {
 	r, l, closeRepo, err := capturetest.Open(ctx, b, host, st)
 	if err != nil {
 		return nil, err
 	}
 	defer closeRepo()
-	o.System, o.Site, o.Selector = sys, s.Name, capturetest.Selector()
+	o.System, o.Site, o.Selector = system, s.Name, capturetest.Selector()
 	return capture.Run(ctx, capture.Deps{Engine: s.Engine, Repo: r, Ledger: l, State: s.State, Log: capturetest.Log()}, o)
 }
 
@@ -106,6 +111,53 @@ func TestSnapshot(t *testing.T) {
 	snaps, claims := visible(t, b, "observer", b.Store)
 	if len(snaps) != 2 || len(claims) != 1 {
 		t.Fatalf("%d snapshots, %d claims", len(snaps), len(claims))
+	}
+}
+
+// imageBytes counts what is read of images.
+type imageBytes struct {
+	phase string
+	n     int64
+}
+
+func (p *imageBytes) Phase(name string) { p.phase = name }
+func (p *imageBytes) Expect(int64)      {}
+func (p *imageBytes) Bytes(n int64) {
+	if p.phase == "images" {
+		p.n += n
+	}
+}
+
+// An image that this host has stored for one system is not read for the next. What
+// another host recorded of it is not relied upon.
+func TestImageOfAnotherSystem(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	s := capturetest.New(t, "main")
+	s.Fill(t)
+	var first *capture.Result
+	for _, c := range []struct {
+		system dr.System
+		host   string
+		read   bool
+	}{{"shop", "main", true}, {"forms", "main", false}, {"wiki", "standin", true}} {
+		s.NewState(t)
+		var p imageBytes
+		res, err := snapshotOf(t.Context(), c.system, b, c.host, s, b.Store, capture.Options{Progress: &p})
+		if err != nil {
+			t.Fatalf("%s: %v", c.system, err)
+		}
+		if (p.n > 0) != c.read {
+			t.Errorf("%s of host %s: %d bytes of images read", c.system, c.host, p.n)
+		}
+		if first == nil {
+			first = res
+		} else if d := cmp.Diff(first.Root.Images, res.Root.Images); d != "" {
+			t.Errorf("%s: images:\n%s", c.system, d)
+		}
+	}
+	if problems, err := b.Host("observer").Verify(t.Context(), nil); err != nil || len(problems) > 0 {
+		t.Errorf("verify: %v, %v", problems, err)
 	}
 }
 

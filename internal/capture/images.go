@@ -10,37 +10,50 @@ import (
 	"lifeboat/internal/engine"
 	"lifeboat/internal/engine/layerstore"
 	"lifeboat/internal/layer"
+	"lifeboat/internal/repo"
 )
 
-// captureImages stores the images that the parent snapshot does not have. An
-// image is immutable, so what the parent records under the same id is taken over.
+// captureImages stores the images that are not stored yet. An image is immutable,
+// so what the parent records under the same id is taken over, or what this host
+// recorded for another system.
 func (r *run) captureImages(ctx context.Context) error {
 	var total int64
+	others := &otherImages{run: r}
+	defer others.close()
 	for _, im := range r.system.Images {
-		old, ok, err := r.knownImage(ctx, im)
+		rec, ok, err := r.reuseKnown(ctx, im, others)
 		if err != nil {
 			return fmt.Errorf("image %s: %w", name(im), err)
 		}
-		if ok {
-			reused, err := r.reuseImage(ctx, old)
-			if err != nil {
+		if !ok {
+			total += im.Size
+			r.opts.Progress.Expect(total)
+			if rec, err = r.captureImage(ctx, im); err != nil {
 				return fmt.Errorf("image %s: %w", name(im), err)
 			}
-			if reused {
-				old.ID, old.Tags, old.Digests = im.ID, im.Tags, im.Digests
-				r.images = append(r.images, old)
-				continue
-			}
-		}
-		total += im.Size
-		r.opts.Progress.Expect(total)
-		rec, err := r.captureImage(ctx, im)
-		if err != nil {
-			return fmt.Errorf("image %s: %w", name(im), err)
 		}
 		r.images = append(r.images, rec)
 	}
 	return nil
+}
+
+// reuseKnown takes over what is recorded of an image; false means to read it.
+func (r *run) reuseKnown(ctx context.Context, im engine.Image, others *otherImages) (dr.Image, bool, error) {
+	old, ok, err := r.knownImage(ctx, im)
+	from := r.preader
+	if err == nil && !ok {
+		old, from, ok, err = others.find(ctx, im)
+	}
+	if err != nil || !ok {
+		return dr.Image{}, false, err
+	}
+	ok, err = r.reuseImage(ctx, old, from)
+	if err != nil && from != r.preader && ctx.Err() == nil {
+		r.deps.Log.Warn("an image is read again: another system's record of it cannot be used", "image", name(im), "error", err)
+		ok, err = false, nil
+	}
+	old.ID, old.Tags, old.Digests = im.ID, im.Tags, im.Digests
+	return old, ok, err
 }
 
 // knownImage finds what the parent snapshot has of an image: under the id that
@@ -50,10 +63,8 @@ func (r *run) knownImage(ctx context.Context, im engine.Image) (dr.Image, bool, 
 	if r.proot == nil {
 		return dr.Image{}, false, nil
 	}
-	for _, old := range r.proot.Images {
-		if old.ID == im.ID && old.ConfigDigest == im.ConfigDigest {
-			return old, true, nil
-		}
+	if old, ok := imageOf(r.proot, im); ok {
+		return old, true, nil
 	}
 	for _, old := range r.proot.Images {
 		rec, err := layer.Decode(ctx, r.preader, old.Record)
@@ -67,6 +78,72 @@ func (r *run) knownImage(ctx context.Context, im engine.Image) (dr.Image, bool, 
 	return dr.Image{}, false, nil
 }
 
+// imageOf finds an image in a snapshot under the id that the engine gives it.
+func imageOf(root *dr.Root, im engine.Image) (dr.Image, bool) {
+	for _, old := range root.Images {
+		if old.ID == im.ID && old.ConfigDigest == im.ConfigDigest {
+			return old, true
+		}
+	}
+	return dr.Image{}, false
+}
+
+// otherImages looks for images in the newest snapshots of other systems that this
+// host took itself: what another host says an image consists of is not relied
+// upon. Snapshots are opened when they are needed.
+type otherImages struct {
+	run    *run
+	opened bool
+	list   []otherSnapshot
+}
+
+type otherSnapshot struct {
+	*repo.Reader
+	root *dr.Root
+}
+
+func (o *otherImages) find(ctx context.Context, im engine.Image) (dr.Image, *repo.Reader, bool, error) {
+	if !o.opened {
+		o.opened = true
+		for _, s := range o.run.writer.Others() {
+			if s.Host != o.run.deps.Repo.HostID() || s.Origin != nil {
+				continue
+			}
+			if err := o.open(ctx, s); err != nil && ctx.Err() != nil {
+				return dr.Image{}, nil, false, err
+			} else if err != nil { // its images are read again
+				o.run.deps.Log.Warn("not used for its images", "snapshot", s.Tag, "error", err)
+			}
+		}
+	}
+	for _, s := range o.list {
+		if old, ok := imageOf(s.root, im); ok {
+			return old, s.Reader, true, nil
+		}
+	}
+	return dr.Image{}, nil, false, nil
+}
+
+func (o *otherImages) open(ctx context.Context, s *repo.Snapshot) error {
+	rd, err := o.run.deps.Repo.NewReader(ctx, s)
+	if err != nil {
+		return err
+	}
+	root, err := rd.Root(ctx)
+	if err != nil {
+		rd.Close()
+		return err
+	}
+	o.list = append(o.list, otherSnapshot{rd, root})
+	return nil
+}
+
+func (o *otherImages) close() {
+	for _, s := range o.list {
+		s.Close()
+	}
+}
+
 func name(im engine.Image) string {
 	if len(im.Tags) > 0 {
 		return im.Tags[0]
@@ -74,14 +151,14 @@ func name(im engine.Image) string {
 	return im.ID
 }
 
-// reuseImage takes an image record of the parent over, if all its units may be
-// relied upon.
-func (r *run) reuseImage(ctx context.Context, im dr.Image) (bool, error) {
+// reuseImage takes an image record of another snapshot over, if all its units may
+// be relied upon.
+func (r *run) reuseImage(ctx context.Context, im dr.Image, from *repo.Reader) (bool, error) {
 	ok, err := r.writer.Reuse(ctx, im.Record)
 	if err != nil || !ok {
 		return false, err
 	}
-	rec, err := layer.Decode(ctx, r.preader, im.Record)
+	rec, err := layer.Decode(ctx, from, im.Record)
 	if err != nil {
 		return false, err
 	}
@@ -94,17 +171,17 @@ func (r *run) reuseImage(ctx context.Context, im dr.Image) (bool, error) {
 		refs = refs[:0]
 		return err
 	}
-	err = layer.Units(ctx, r.preader, rec, func(u dr.UnitRef) error {
+	err = layer.Units(ctx, from, rec, func(u dr.UnitRef) error {
 		refs = append(refs, u)
 		if len(refs) < batch {
 			return nil
 		}
 		return flush()
 	})
-	if err != nil {
-		return false, err
+	if err == nil {
+		err = flush()
 	}
-	return all, flush()
+	return all, err
 }
 
 // captureImage stores an image as split layers: from the engine's own store

@@ -153,7 +153,7 @@ func (w *Writer) otherSystems(ctx context.Context) ([]need, error) {
 		slices.Reverse(list)
 		tries = append(tries, list[:min(len(list), sourceTries)])
 	}
-	found := make([][]need, len(tries))
+	found := make([]*Snapshot, len(tries))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(listParallel)
 	for i, list := range tries {
@@ -164,7 +164,7 @@ func (w *Writer) otherSystems(ctx context.Context) ([]need, error) {
 					return err
 				}
 				if s != nil {
-					found[i] = s.needs
+					found[i] = s
 					return nil
 				}
 			}
@@ -174,8 +174,22 @@ func (w *Writer) otherSystems(ctx context.Context) ([]need, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return slices.Concat(found...), nil
+	var out []need
+	for _, s := range found {
+		if s != nil && s.System != w.opts.System {
+			w.others = append(w.others, s)
+		}
+		if s != nil {
+			out = append(out, s.needs...)
+		}
+	}
+	return out, nil
 }
+
+// Others returns the newest snapshot of each other system, as far as they verify:
+// what units are looked for in beside the parent. Copied snapshots may be among
+// them.
+func (w *Writer) Others() []*Snapshot { return w.others }
 
 // find looks for a unit among what is stored. A unit of another host that was
 // never read is read now if prove says so, and is not found else.

@@ -84,6 +84,7 @@ type Writer struct {
 	cancel context.CancelCauseFunc
 	tasks  *errgroup.Group
 
+	others  []*Snapshot // newest of each other system; set once
 	srcMu   sync.RWMutex
 	sources []*source
 	hint    atomic.Int64 // where the last unit was found: its neighbours are there too
@@ -292,6 +293,7 @@ func (w *Writer) add(ref dr.UnitRef, data []byte) (full *pack.Group) {
 	var alone *pack.Group
 	if len(data) >= pack.GroupSize/2 { // a group of its own, copied outside the lock
 		alone = w.newGroup(len(data))
+		alone.Sorted = kind == 0
 		alone.Add(ref.ID, data)
 	}
 	w.mu.Lock()
@@ -314,6 +316,7 @@ func (w *Writer) add(ref dr.UnitRef, data []byte) (full *pack.Group) {
 	} else if !g.Fits(len(data)) {
 		full, g = g, w.newGroup(0)
 	}
+	g.Sorted = kind == 0
 	g.Add(ref.ID, data)
 	w.open[kind] = g
 	return full
