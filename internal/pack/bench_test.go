@@ -13,12 +13,12 @@ import (
 func BenchmarkBuild(b *testing.B) {
 	r, c := newRing(), newCodec(b)
 	body := noise(1, pack.GroupSize)
-	var g pack.Group
+	g := pack.NewGroup(pack.GroupSize)
 	for at := 0; at < len(body); at += 16 << 10 {
 		unit := body[at:min(at+16<<10, len(body))]
 		g.Add(r.UnitID(unit), unit)
 	}
-	payload := c.Encode(nil, g.Body)
+	payload := c.Encode(nil, g)
 	buf := make([]byte, 0, pack.MaxSize)
 	b.SetBytes(8 * int64(len(body)))
 	b.ReportAllocs()

@@ -18,24 +18,39 @@ const (
 )
 
 // Group is units that are compressed and sealed together, one after the other.
-// The zero value is an empty group. Not safe for concurrent use.
+// Not safe for concurrent use.
 type Group struct {
-	Body  []byte
 	Units []dr.UnitRef
+	// Sorted says that only units for which Compressible holds are in it: it is
+	// compressed without looking first whether that is worth it.
+	Sorted bool
+
+	raw []byte // the payload if nothing is compressed: codec byte and body
 }
+
+// NewGroup returns an empty group with room for a body of so many bytes.
+func NewGroup(room int) *Group {
+	return &Group{raw: append(make([]byte, 0, 1+room), codecRaw)}
+}
+
+// Body is the units' bytes, in the group's memory.
+func (g *Group) Body() []byte { return g.raw[1:] }
+
+// Room is how long the body can get without new memory.
+func (g *Group) Room() int { return cap(g.raw) - 1 }
+
+// Reset empties the group and keeps its memory.
+func (g *Group) Reset() { g.raw, g.Units, g.Sorted = g.raw[:1], g.Units[:0], false }
 
 // Fits reports whether a unit of n bytes may be added: always into an empty
 // group.
 func (g *Group) Fits(n int) bool {
-	return len(g.Units) == 0 || (len(g.Body)+n <= GroupSize && len(g.Units) < MaxGroupUnits)
+	return len(g.Units) == 0 || (len(g.Body())+n <= GroupSize && len(g.Units) < MaxGroupUnits)
 }
 
 // Add appends a unit; data is copied.
 func (g *Group) Add(id dr.UnitID, data []byte) {
-	if g.Body == nil {
-		g.Body = make([]byte, 0, max(len(data), GroupSize))
-	}
-	g.Body = append(g.Body, data...)
+	g.raw = append(g.raw, data...)
 	g.Units = append(g.Units, dr.UnitRef{ID: id, Len: uint32(len(data))})
 }
 

@@ -3,6 +3,7 @@ package pack_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"math/rand/v2"
 	"reflect"
@@ -36,13 +37,20 @@ func noise(seed uint64, n int) []byte {
 	return b
 }
 
+// group is a group of one unit.
+func group(body []byte) *pack.Group {
+	g := pack.NewGroup(len(body))
+	g.Add(dr.UnitID{1}, body)
+	return g
+}
+
 func text(n int) []byte {
 	return bytes.Repeat([]byte("The quick brown fox jumps over the lazy dog. "), n/45+1)[:n]
 }
 
 func TestGroupFillsUpToItsSize(t *testing.T) {
 	t.Parallel()
-	var g pack.Group
+	g := pack.NewGroup(0)
 	if !g.Fits(dr.MaxUnit) {
 		t.Fatal("an empty group takes any unit")
 	}
@@ -50,7 +58,7 @@ func TestGroupFillsUpToItsSize(t *testing.T) {
 	if !g.Fits(1) || g.Fits(2) {
 		t.Fatal("the size is not kept")
 	}
-	g = pack.Group{}
+	g.Reset()
 	for range pack.MaxGroupUnits {
 		g.Add(dr.UnitID{1}, []byte{1})
 	}
@@ -71,13 +79,18 @@ func TestCodecRoundTrip(t *testing.T) {
 		if k := rapid.IntRange(0, n).Draw(t, "mixed"); k > 0 {
 			copy(body[n-k:], noise(1, k))
 		}
-		payload := c.Encode(nil, body)
+		g := group(body)
+		g.Sorted = rapid.Bool().Draw(t, "sorted")
+		payload := c.Encode(nil, g)
 		if len(payload) > len(body)+1 {
 			t.Fatalf("%d bytes became %d", len(body), len(payload))
 		}
 		got, err := c.Decode(nil, payload, len(body))
 		if err != nil || !bytes.Equal(got, body) {
 			t.Fatalf("decode: %v", err)
+		}
+		if !bytes.Equal(g.Body(), body) {
+			t.Fatal("encoding changed the group")
 		}
 		for _, wrong := range []int{len(body) - 1, len(body) + 1, 0, pack.MaxGroup + 1} {
 			if _, err := c.Decode(nil, payload, wrong); !errors.Is(err, dr.ErrTampered) {
@@ -90,14 +103,22 @@ func TestCodecRoundTrip(t *testing.T) {
 func TestCodecDoesNotCompressNoise(t *testing.T) {
 	t.Parallel()
 	c := newCodec(t)
-	if p := c.Encode(nil, noise(1, 1<<20)); len(p) != 1<<20+1 || p[0] != 0 {
+	if p := c.Encode(nil, group(noise(1, 1<<20))); len(p) != 1<<20+1 || p[0] != 0 {
 		t.Errorf("noise: %d bytes, codec %d", len(p), p[0])
 	}
-	if p := c.Encode(nil, text(1<<20)); len(p) > 1<<16 || p[0] != 1 {
+	if p := c.Encode(nil, group(text(1<<20))); len(p) > 1<<16 || p[0] != 1 {
 		t.Errorf("text: %d bytes, codec %d", len(p), p[0])
 	}
 	if !pack.Compressible(text(100)) || !pack.Compressible(text(100<<10)) || pack.Compressible(noise(1, 100<<10)) {
 		t.Error("the estimate does not tell text from noise")
+	}
+	if coded := []byte(base64.StdEncoding.EncodeToString(noise(1, 100<<10))); !pack.Compressible(coded) {
+		t.Error("base64 is taken for noise")
+	}
+	for seed := range uint64(2000) {
+		if pack.Compressible(noise(seed, 8<<10)) {
+			t.Fatalf("noise %d is taken for text", seed)
+		}
 	}
 }
 
@@ -106,7 +127,7 @@ func TestCodecDoesNotCompressNoise(t *testing.T) {
 func TestCodecBoundsABomb(t *testing.T) {
 	t.Parallel()
 	c := newCodec(t)
-	bomb := c.Encode(nil, make([]byte, pack.MaxGroup))
+	bomb := c.Encode(nil, group(make([]byte, pack.MaxGroup)))
 	if len(bomb) > 4096 {
 		t.Fatalf("the bomb has %d bytes", len(bomb))
 	}
@@ -146,13 +167,13 @@ func build(t testing.TB, r *seal.Ring, c *pack.Codec, unit int, bodies ...[]byte
 		t.Fatal(err)
 	}
 	for _, body := range bodies {
-		var g pack.Group
+		g := pack.NewGroup(len(body))
 		for len(body) > 0 {
 			n := min(unit, len(body))
 			g.Add(r.UnitID(body[:n]), body[:n])
 			body = body[n:]
 		}
-		b.Add(c.Encode(nil, g.Body), g.Units)
+		b.Add(c.Encode(nil, g), g.Units)
 	}
 	blob, info := b.Finish()
 	info.Digest = sha256.Sum256(blob)
@@ -399,8 +420,8 @@ func FuzzIndex(f *testing.F) {
 
 func FuzzCodec(f *testing.F) {
 	c := newCodec(f)
-	f.Add(c.Encode(nil, text(1000)), 1000)
-	f.Add(c.Encode(nil, noise(1, 1000)), 1000)
+	f.Add(c.Encode(nil, group(text(1000))), 1000)
+	f.Add(c.Encode(nil, group(noise(1, 1000))), 1000)
 	f.Fuzz(func(t *testing.T, payload []byte, plain int) {
 		if got, err := c.Decode(nil, payload, plain); err == nil && len(got) != plain {
 			t.Fatalf("%d bytes instead of %d", len(got), plain)
@@ -415,9 +436,10 @@ func BenchmarkEncode(b *testing.B) {
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			dst := make([]byte, 0, 2<<20)
+			g := group(body)
 			var n int
 			for b.Loop() {
-				n = len(c.Encode(dst, body))
+				n = len(c.Encode(dst, g))
 			}
 			b.ReportMetric(float64(n)/float64(len(body)), "ratio")
 		})

@@ -29,17 +29,13 @@ func (w *Writer) compress(queue <-chan *pack.Group) error {
 	for g := range queue {
 		err := w.ctx.Err()
 		if err == nil {
-			payload = w.repo.codec.Encode(payload[:0], g.Body)
-			err = w.assemble(payload, g)
+			err = w.assemble(w.repo.codec.Encode(payload, g), g)
 		}
 		w.recycle(g)
 		if err != nil {
 			w.cancel(err) // before Done: who waits for the group must not take it for stored
 		}
 		w.groups.Done()
-		if cap(payload) > 2*pack.GroupSize { // do not keep the room of a large unit
-			payload = make([]byte, 0, pack.GroupSize+pack.GroupOverhead)
-		}
 		if err != nil {
 			for range queue { // given up, so that nobody waits for it
 				w.groups.Done()
@@ -64,13 +60,13 @@ func (w *Writer) newGroup(n int) *pack.Group {
 	if g, ok := w.spare[class].Get().(*pack.Group); ok {
 		return g
 	}
-	return &pack.Group{Body: make([]byte, 0, room)}
+	return pack.NewGroup(room)
 }
 
 func (w *Writer) recycle(g *pack.Group) {
 	for class, room := 0, pack.GroupSize; class < groupClasses; class, room = class+1, room*2 {
-		if cap(g.Body) == room {
-			g.Body, g.Units = g.Body[:0], g.Units[:0]
+		if g.Room() == room {
+			g.Reset()
 			w.spare[class].Put(g)
 			return // it is somebody else's now
 		}
