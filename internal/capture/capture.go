@@ -15,7 +15,9 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"lifeboat/internal/archive"
+
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
 	"lifeboat/internal/fence"
@@ -222,13 +224,19 @@ func (r *run) close() {
 }
 
 func (r *run) do(ctx context.Context) (*Result, error) {
-	if err := r.discover(ctx); err != nil {
+	// The registry is asked while the engine is.
+	var registry errgroup.Group
+	registry.Go(func() error { return r.newestParent(ctx) })
+	err := r.discover(ctx)
+	if rerr := registry.Wait(); err == nil {
+		err = rerr
+	}
+	if err == nil {
+		err = r.resolveParent(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := r.resolveParent(ctx); err != nil {
-		return nil, err
-	}
-	var err error
 	r.writer, err = r.deps.Repo.NewWriter(ctx, repo.WriterOptions{System: r.opts.System, Parent: r.parent})
 	if errors.Is(err, repo.ErrParentDamaged) {
 		// What is lost in the registry is in the live system still.
@@ -326,29 +334,47 @@ func Refused(coverage []dr.CoverageItem) error {
 	return fmt.Errorf("the system holds what Lifeboat itself depends on and is not frozen: %w; take it out of the system", errors.Join(errs...))
 }
 
-// resolveParent checks the epoch (invariant 6) and finds the snapshot to build on.
-func (r *run) resolveParent(ctx context.Context) error {
+// newestParent reads who holds the epoch, and takes the newest snapshot as the one
+// to build on where that is the right one in any case.
+func (r *run) newestParent(ctx context.Context) error {
 	claims, err := r.deps.Ledger.Claims(ctx, r.opts.System)
 	if err != nil {
 		return err
 	}
 	r.claims = claims
-	held := fence.CheckWrite(claims, r.opts.System, r.deps.Repo.HostID())
-	if r.opts.Kind == dr.KindCurrent && held == nil {
-		// The newest are read first, so this costs the same however many there are.
-		r.parent, err = r.deps.Repo.Find(ctx, r.opts.System, "latest")
-		if errors.Is(err, dr.ErrNotFound) || errors.Is(err, dr.ErrTampered) {
-			r.parent, err = nil, r.searchParent(ctx, held)
-		}
-	} else {
-		err = r.searchParent(ctx, held)
+	if r.opts.Kind != dr.KindCurrent || r.held() != nil {
+		return nil
+	}
+	// The newest are read first, so this costs the same however many there are.
+	r.parent, err = r.deps.Repo.Find(ctx, r.opts.System, "latest")
+	if errors.Is(err, dr.ErrNotFound) || errors.Is(err, dr.ErrTampered) {
+		r.parent = nil
+		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if r.parent == nil {
+	return r.openParent(ctx)
+}
+
+// held says why this host may not write, nil if it may.
+func (r *run) held() error {
+	return fence.CheckWrite(r.claims, r.opts.System, r.deps.Repo.HostID())
+}
+
+// resolveParent checks the epoch (invariant 6) and finds the snapshot to build on,
+// if newestParent has not.
+func (r *run) resolveParent(ctx context.Context) error {
+	if r.parent != nil {
 		return nil
 	}
+	if err := r.searchParent(ctx, r.held()); err != nil || r.parent == nil {
+		return err
+	}
+	return r.openParent(ctx)
+}
+
+func (r *run) openParent(ctx context.Context) (err error) {
 	if r.preader, err = r.deps.Repo.NewReader(ctx, r.parent); err != nil {
 		return fmt.Errorf("parent snapshot %s: %w", r.parent.ID.Short(), err)
 	}

@@ -196,21 +196,30 @@ func (r *run) precopy(ctx context.Context) error {
 // freezeAndSecure stops all containers at one instant and secures what changed
 // since the pre-copy (invariants 4 and 5).
 func (r *run) freezeAndSecure(ctx context.Context) error {
-	if err := r.settled(ctx); err != nil {
-		return err
-	}
 	set, err := r.freezeSet()
 	if err != nil {
+		if serr := r.settled(ctx); serr != nil {
+			return serr // that is why
+		}
 		return err
 	}
 	defer set.Close()
 	r.opts.Progress.Phase("freeze")
-	if err := r.access.look(set); err != nil {
-		return err
+	// The engine is asked once more while the guardians start.
+	var settling errgroup.Group
+	settling.Go(func() error { return r.settled(ctx) })
+	ready := func(context.Context) error {
+		if err := settling.Wait(); err != nil {
+			return err
+		}
+		if err := r.access.look(set); err != nil {
+			return err
+		}
+		r.opts.Hook("freezing")
+		return nil
 	}
-	r.opts.Hook("freezing")
 	r.frozen, err = freeze.Do(ctx, set, freeze.Options{
-		FreezeMax: r.opts.FreezeMax, StateDir: r.deps.State.Dir(), Logger: r.deps.Log,
+		FreezeMax: r.opts.FreezeMax, StateDir: r.deps.State.Dir(), Logger: r.deps.Log, Ready: ready,
 	}, func(ctx context.Context) error {
 		r.opts.Hook("frozen")
 		if err := r.access.look(set); err != nil {
@@ -228,6 +237,9 @@ func (r *run) freezeAndSecure(ctx context.Context) error {
 		}
 		return g.Wait()
 	})
+	if serr := settling.Wait(); errors.Is(serr, errChanged) {
+		err = serr // that is why
+	}
 	if err != nil {
 		if errors.Is(err, freeze.ErrFreezeMax) {
 			return fmt.Errorf("%w; everything runs again, no snapshot was made; %s", err, r.access.slow())

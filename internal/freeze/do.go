@@ -41,6 +41,10 @@ type Options struct {
 	// Command is the program, a path, and its arguments that run a guardian.
 	// Empty means this binary with GuardianCommand.
 	Command []string
+	// Ready is the last look before anything is frozen: it runs once the guardians
+	// watch, and its error ends Do with nothing frozen. What it waits for costs no
+	// time while frozen. nil: nothing to look at.
+	Ready func(context.Context) error
 	// Logger is told, before the freeze and after it, what a guardian had to do
 	// without. While frozen nothing is logged. nil discards.
 	Logger *slog.Logger
@@ -94,6 +98,9 @@ func (o Options) checked() (Options, error) {
 	if o.onStep == nil {
 		o.onStep = func(step) {}
 	}
+	if o.Ready == nil {
+		o.Ready = func(context.Context) error { return nil }
+	}
 	return o, nil
 }
 
@@ -135,7 +142,7 @@ func (r Report) Frozen() time.Duration { return r.Freezing + r.Held + r.Thawing 
 // ErrFreezeMax: freeze_max was, or was about to be, exceeded;
 // ErrInterrupted: SIGINT or SIGTERM arrived;
 // ErrStillFrozen: something could not be thawed;
-// ErrNoGuardian, dr.ErrHeld (another Lifeboat has a container frozen), or the
+// what Ready returned, ErrNoGuardian, dr.ErrHeld (another Lifeboat has a container frozen), or the
 // name of a container that could not be frozen: fn was not called.
 //
 // The set can be used again. Two calls with sets that share a container do not
@@ -146,6 +153,9 @@ func Do(ctx context.Context, s *Set, o Options, fn func(ctx context.Context) err
 		return Report{}, err
 	}
 	if s.Len() == 0 {
+		if err := o.Ready(ctx); err != nil {
+			return Report{}, err
+		}
 		return Report{FrozenAt: time.Now()}, fn(ctx)
 	}
 	if os.Getpid() == 1 {
@@ -228,6 +238,9 @@ type holding struct {
 
 // run arms, freezes, calls fn, and finishes, also if fn panics.
 func (h *holding) run(ctx context.Context, fn func(context.Context) error) (err error) {
+	if err := h.options.Ready(ctx); err != nil {
+		return errors.Join(err, h.close(nil))
+	}
 	now, err := boottime()
 	if err != nil {
 		return errors.Join(err, h.close(nil))

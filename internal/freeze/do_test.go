@@ -111,6 +111,37 @@ func TestDoEndsOfFn(t *testing.T) {
 	}
 }
 
+// The last look runs when the guardians watch and nothing is frozen; if it fails,
+// nothing is.
+func TestDoIsReadyBeforeAnythingIsFrozen(t *testing.T) {
+	eachVersion(t, func(t *testing.T, v int) {
+		fs := fixtures(t, v, 2)
+		dir := t.TempDir()
+		errReady := errors.New("something changed")
+		for _, fail := range []error{errReady, nil} {
+			var looked, called bool
+			_, err := Do(context.Background(), newTestSet(t, fs), Options{StateDir: dir, Ready: func(context.Context) error {
+				looked = true
+				mustRun(t, fs)
+				if r, _ := filepath.Glob(filepath.Join(dir, recordPrefix+"*")); len(r) != 1 {
+					t.Errorf("records: %v, want the one that the guardians are for", r)
+				}
+				return fail
+			}}, func(context.Context) error {
+				called = true
+				return nil
+			})
+			if !errors.Is(err, fail) || !looked || called != (fail == nil) {
+				t.Errorf("ready returned %v: %v, looked %v, called %v", fail, err, looked, called)
+			}
+			mustRun(t, fs)
+			if r, _ := filepath.Glob(filepath.Join(dir, recordPrefix+"*")); len(r) != 0 {
+				t.Errorf("records left: %v", r)
+			}
+		}
+	})
+}
+
 func TestDoThawsOnPanic(t *testing.T) {
 	fs := fixtures(t, versions(t)[0], 2)
 	set, dir := newTestSet(t, fs), t.TempDir()
