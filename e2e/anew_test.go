@@ -29,7 +29,6 @@ func projectFiles(s snapshotJSON) []string {
 // with nothing at all gets everything, project files at their paths included,
 // although the stand-in had them elsewhere.
 func TestHostsBegunAnew(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	sys := systems.Torture(systems.Params{})
 	if err := sys.Up(t.Context(), r.main, nil); err != nil {

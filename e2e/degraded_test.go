@@ -275,7 +275,6 @@ func asWritten(tree treecmp.Tree) treecmp.Tree {
 // TestDegraded takes a system whose trees hold everything that a file system can
 // hold from one engine to another, neither of which allows files or a helper.
 func TestDegraded(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineContainerd)
 	sys := systems.Torture(systems.Params{})
 	snapshotDegraded(t, r, sys)
@@ -288,14 +287,12 @@ func TestDegraded(t *testing.T) {
 
 // TestDegradedContainerd: an engine with the containerd store as the source.
 func TestDegradedContainerd(t *testing.T) {
-	t.Parallel()
 	snapshotDegraded(t, newRig(t, lab.EngineContainerd, lab.EngineNone), systems.Torture(systems.Params{}))
 }
 
 // TestDegradedStandIn brings a snapshot that has everything to a stand-in that
 // allows neither files nor a helper: only what cannot be written is lost.
 func TestDegradedStandIn(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	sys := systems.Torture(systems.Params{})
 	if err := sys.Up(t.Context(), r.main, nil); err != nil {

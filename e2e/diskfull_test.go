@@ -35,7 +35,6 @@ func (r *rig) digestAt(s *lab.Site, path string) [sha256.Size]byte {
 // error, the service goes on, nothing is lost, and the same command succeeds
 // once there is room (invariants 1 and 8).
 func TestDiskFull(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	r.stopRegistry()
 	store := filepath.Join(r.cloud.Disk, "registry")

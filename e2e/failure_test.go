@@ -83,7 +83,6 @@ func (r *rig) expect(s *lab.Site, code int, says string, args ...string) outcome
 // TestWhatGoesWrong: each mishap gives its exit code and a message that names
 // it; nothing is lost and nothing half done.
 func TestWhatGoesWrong(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	startCounter(t, r.main)
 	kit := r.init()
@@ -246,7 +245,6 @@ func TestWhatGoesWrong(t *testing.T) {
 // TestSecondSystemSendsOnlyItsOwn: a second system from the same images sends
 // next to nothing for them.
 func TestSecondSystemSendsOnlyItsOwn(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineNone)
 	startCounter(t, r.main)
 	if _, err := r.main.Docker(t.Context(), "run", "--detach", "--no-healthcheck", "--name", "other", "--volume", "other_data:/vol",

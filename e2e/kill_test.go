@@ -142,7 +142,6 @@ func (r *rig) killAt(s *lab.Site, mark string, delay time.Duration, args ...stri
 // along its run: nothing stays frozen, no half snapshot is visible, the next
 // one succeeds.
 func TestSnapshotKilledInvariants1and5(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineNone)
 	startCounter(t, r.main)
 	r.init()
@@ -179,7 +178,6 @@ func TestSnapshotKilledInvariants1and5(t *testing.T) {
 // TestFailoverKilledInvariant8 kills a failover at each of its steps and lets
 // another process go on: the system comes up, whole, with one epoch more.
 func TestFailoverKilledInvariant8(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	startCounter(t, r.main)
 	r.init()
@@ -217,7 +215,6 @@ func TestFailoverKilledInvariant8(t *testing.T) {
 // TestFailbackKilledInvariants7and8 kills the taking side of a failback at its
 // steps; run again it ends well, and everything that the stand-in counted is there.
 func TestFailbackKilledInvariants7and8(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	startCounter(t, r.main)
 	r.init()

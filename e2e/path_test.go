@@ -44,7 +44,6 @@ func compare(t *testing.T, when string, want, got map[string]treecmp.Tree) {
 // file system can hold from the main site to the stand-in and back, at rest, and
 // compares all content and metadata by a walker that is not the code under test.
 func TestTreesComeBackInvariant3(t *testing.T) {
-	t.Parallel()
 	r := newRig(t, lab.EngineDocker20, lab.EngineDocker20)
 	sys := systems.Torture(systems.Params{})
 	if err := sys.Up(t.Context(), r.main, nil); err != nil {

@@ -22,9 +22,8 @@ import (
 	"lifeboat/lab"
 )
 
-// binary is the lifeboat under test, wires the program that holds laboratories;
-// built once, as they are used: without the race detector.
-var binary, wires string
+// binary is the lifeboat under test, built once.
+var binary string
 
 func TestMain(m *testing.M) {
 	lab.Child()
@@ -38,11 +37,11 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	binary, wires = filepath.Join(dir, "lifeboat"), filepath.Join(dir, "lab")
-	cmd := exec.Command("go", "build", "-o", dir, "lifeboat/cmd/lifeboat", "lifeboat/lab/cmd/lab")
+	binary = filepath.Join(dir, "lifeboat")
+	cmd := exec.Command("go", "build", "-o", binary, "lifeboat/cmd/lifeboat")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build lifeboat and lab: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "build lifeboat: %v\n%s", err, out)
 		return 1
 	}
 	return m.Run()
@@ -70,7 +69,7 @@ const (
 func newRig(t *testing.T, mainEngine, standinEngine lab.Engine) *rig {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	l, err := lab.New(t.Context(), lab.Options{Log: log, Program: wires, Sites: []lab.SiteOptions{
+	l, err := lab.New(t.Context(), lab.Options{Log: log, Sites: []lab.SiteOptions{
 		{Name: "main", Engine: mainEngine}, {Name: "standin", Engine: standinEngine}, {Name: "cloud", Engine: lab.EngineNone},
 	}})
 	if err != nil {

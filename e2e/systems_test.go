@@ -13,14 +13,12 @@ import (
 // entry that was acknowledged before the freeze, and comes back with every
 // entry that was acknowledged at the stand-in (invariants 4 and 7).
 func TestWordPressUnderLoad(t *testing.T) {
-	t.Parallel()
 	underLoad(t, systems.WordPress(systems.Params{}), lab.EngineDocker20, lab.EngineDocker20)
 }
 
 // TestGuestbookAcrossEngines: a system with PostgreSQL moves from an engine of
 // 2020 with overlay2 to a new one with the containerd image store, and back.
 func TestGuestbookAcrossEngines(t *testing.T) {
-	t.Parallel()
 	underLoad(t, systems.Guestbook(systems.Params{}), lab.EngineDocker20, lab.EngineContainerd)
 }
 

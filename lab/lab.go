@@ -71,9 +71,6 @@ type Options struct {
 	// Root is where the laboratory keeps its files; empty means DefaultRoot. Its path must be short and
 	// its file system one that overlay can be laid on.
 	Root string
-	// Program is the executable that holds the laboratory and carries its packets; it calls Child first
-	// thing. Empty means this process's own. Tests that move much name one without the race detector.
-	Program string
 	// Log gets what the laboratory does; nil means nothing.
 	Log *slog.Logger
 }
@@ -121,9 +118,6 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 	if opts.Root == "" {
 		opts.Root = DefaultRoot
 	}
-	if opts.Program == "" {
-		opts.Program = "/proc/self/exe"
-	}
 	conf, err := configure(ctx, opts)
 	if err != nil {
 		return nil, fmt.Errorf("make laboratory: %w", err)
@@ -132,7 +126,7 @@ func New(ctx context.Context, opts Options) (*Lab, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make laboratory: %w", err)
 	}
-	l, err := spawn(conf, opts.Program, lock, opts.Log)
+	l, err := spawn(conf, lock, opts.Log)
 	if err != nil {
 		// The lock is free again; what there is of the laboratory is swept as a dead one.
 		return nil, errors.Join(fmt.Errorf("make laboratory: %w", err), Sweep(context.WithoutCancel(ctx), opts.Root, opts.Log))
@@ -301,7 +295,7 @@ func groupPrefix(root string) string {
 }
 
 // spawn starts the warden, which inherits the lock. The lock is given up in any case.
-func spawn(conf warden.Config, program string, lock *os.File, log *slog.Logger) (*Lab, error) {
+func spawn(conf warden.Config, lock *os.File, log *slog.Logger) (*Lab, error) {
 	defer lock.Close()
 	logFile, err := os.OpenFile(filepath.Join(conf.Dir, warden.LogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -318,7 +312,7 @@ func spawn(conf warden.Config, program string, lock *os.File, log *slog.Logger) 
 		return nil, errors.Join(fmt.Errorf("start warden: %w", err), readyWrite.Close())
 	}
 	// A test binary that does not call Child runs no test with this argument instead of all of them.
-	cmd := exec.Command(program, "-test.run=^$")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
 	cmd.Env = append(os.Environ(), childEnv+"=warden:"+conf.Dir)
 	cmd.Dir = "/"
 	cmd.Stdin = lifeRead
