@@ -7,6 +7,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/pack"
 )
 
 // SetLimits makes a writer push pack manifests earlier and merge sooner than
@@ -125,4 +126,30 @@ func (r *Repo) ListsAsCatalogs() *Repo {
 func (o CompactOptions) Eager() CompactOptions {
 	o.eager = true
 	return o
+}
+
+// PushMade pushes a pack manifest of packs that were made up: their units may be
+// referenced by the snapshot that w commits.
+func (w *Writer) PushMade(ctx context.Context, packs []pack.Info) error {
+	s, err := w.pushManifest(ctx, infoPacks(packs), func(v pack.Visitor) error { return visit(v, packs) })
+	if err != nil {
+		return err
+	}
+	s.used.Store(true)
+	w.srcMu.Lock()
+	defer w.srcMu.Unlock()
+	w.sources = append([]*source{s}, w.sources...)
+	return nil
+}
+
+// Locate does the part of Fetch that comes before anything is read, and returns
+// how many of the units it found.
+func (rd *Reader) Locate(ctx context.Context, refs []dr.UnitRef) (int, error) {
+	list, _, err := rd.locate(ctx, refs)
+	if err != nil {
+		return 0, err
+	}
+	for range rd.spans(rd.indexes(), list) {
+	}
+	return len(list), nil
 }

@@ -23,6 +23,8 @@ import (
 const (
 	// maxIdle is how many indexes stay mapped while nobody uses them.
 	maxIdle = 64
+	// maxResident is about how many bytes of them all are in memory at a time.
+	maxResident = 16 << 20
 	// cacheKept is how long an index cache file is kept unused.
 	cacheKept = 30 * 24 * time.Hour
 	// cacheTouched is how old a file's time may be before a use renews it.
@@ -46,7 +48,8 @@ type index struct {
 // indexes opens and shares the index caches of a repository. Safe for
 // concurrent use.
 type indexes struct {
-	repo *Repo
+	repo     *Repo
+	resident *idxcache.Resident
 
 	mu      sync.Mutex
 	open    map[need]*index
@@ -56,7 +59,7 @@ type indexes struct {
 }
 
 func newIndexes(r *Repo) *indexes {
-	return &indexes{repo: r, open: map[need]*index{}, mapped: map[*index]bool{}, loading: map[need]chan struct{}{}}
+	return &indexes{repo: r, resident: idxcache.NewResident(maxResident), open: map[need]*index{}, mapped: map[*index]bool{}, loading: map[need]chan struct{}{}}
 }
 
 // get returns the index of a pack manifest, from the cache or else from the
@@ -179,12 +182,12 @@ func (x *indexes) load(ctx context.Context, n need) (*index, error) {
 		return nil, tampered("digest %s", n.Digest)
 	}
 	name := x.file(n)
-	ix, err := idxcache.Open(name, x.key(), x.repo.ID(), raw)
+	ix, err := idxcache.Open(name, x.key(), x.repo.ID(), raw, x.resident)
 	if idxcache.IsMissing(err) {
 		if err := x.fetch(ctx, n); err != nil {
 			return nil, err
 		}
-		ix, err = idxcache.Open(name, x.key(), x.repo.ID(), raw)
+		ix, err = idxcache.Open(name, x.key(), x.repo.ID(), raw, x.resident)
 	}
 	if err != nil {
 		return nil, err

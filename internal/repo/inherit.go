@@ -79,7 +79,7 @@ func (r *Repo) openCached(hex string) *index {
 	if err != nil {
 		return nil
 	}
-	x, err := idxcache.Open(filepath.Join(r.idx.dir(), hex+".idx"), r.idx.key(), r.ID(), raw)
+	x, err := idxcache.Open(filepath.Join(r.idx.dir(), hex+".idx"), r.idx.key(), r.ID(), raw, r.idx.resident)
 	if err != nil {
 		return nil
 	}

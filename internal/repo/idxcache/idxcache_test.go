@@ -80,7 +80,7 @@ func TestLookupFindsEveryUnitAndNoOther(t *testing.T) {
 		if err := b.Finish(host, []byte("the manifest")); err != nil {
 			t.Fatal(err)
 		}
-		x, err := idxcache.Open(name, key, repoID, manifest)
+		x, err := idxcache.Open(name, key, repoID, manifest, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestDamageIsNoticed(t *testing.T) {
 		if err := os.WriteFile(name, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x, err := idxcache.Open(name, key, repoID, manifest)
+		x, err := idxcache.Open(name, key, repoID, manifest, nil)
 		if err != nil {
 			if !idxcache.IsMissing(err) {
 				t.Fatalf("%s: %v", what, err)
@@ -191,15 +191,15 @@ func TestDamageIsNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, open := range map[string]func() (*idxcache.Index, error){
-		"another key":        func() (*idxcache.Index, error) { return idxcache.Open(name, [32]byte{9}, repoID, manifest) },
-		"another repository": func() (*idxcache.Index, error) { return idxcache.Open(name, key, dr.RepoID{9}, manifest) },
-		"another manifest":   func() (*idxcache.Index, error) { return idxcache.Open(name, key, repoID, [32]byte{9}) },
+		"another key":        func() (*idxcache.Index, error) { return idxcache.Open(name, [32]byte{9}, repoID, manifest, nil) },
+		"another repository": func() (*idxcache.Index, error) { return idxcache.Open(name, key, dr.RepoID{9}, manifest, nil) },
+		"another manifest":   func() (*idxcache.Index, error) { return idxcache.Open(name, key, repoID, [32]byte{9}, nil) },
 	} {
 		if _, err := open(); !errors.Is(err, idxcache.ErrDamaged) {
 			t.Errorf("%s: %v, want ErrDamaged", what, err)
 		}
 	}
-	if _, err := idxcache.Open(name+"x", key, repoID, manifest); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := idxcache.Open(name+"x", key, repoID, manifest, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
 	}
 }
@@ -222,7 +222,7 @@ func TestLookupIsConcurrent(t *testing.T) {
 	t.Parallel()
 	name := filepath.Join(t.TempDir(), "x.idx")
 	want := build(t, name, 1, 4, 1000)
-	x, err := idxcache.Open(name, key, repoID, manifest)
+	x, err := idxcache.Open(name, key, repoID, manifest, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func FuzzOpen(f *testing.F) {
 		if err := os.WriteFile(name, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x, err := idxcache.Open(name, key, repoID, manifest)
+		x, err := idxcache.Open(name, key, repoID, manifest, nil)
 		if err != nil {
 			return
 		}
@@ -287,7 +287,7 @@ func BenchmarkLookup(b *testing.B) {
 				ids = append(ids, id)
 			}
 		}
-		x, err := idxcache.Open(name, key, repoID, manifest)
+		x, err := idxcache.Open(name, key, repoID, manifest, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

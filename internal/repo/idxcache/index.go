@@ -50,13 +50,20 @@ type Index struct {
 	key     [32]byte
 	head    header
 	at      sections
-	m       []byte // the mapped file
-	checked []atomic.Uint64
+	m       []byte          // the mapped file
+	checked []atomic.Uint64 // blocks whose checksum was compared
+	// touched are windows that may be in memory, counted in resident; nil: not
+	// counted.
+	touched  []atomic.Uint64
+	resident *Resident
+	filter   []byte // a copy, where it is small; else nil
 }
 
 // Open maps a cache file and checks its header; blocks are checked when they
-// are touched. IsMissing tells whether the error means to make it anew.
-func Open(name string, key [32]byte, repo dr.RepoID, manifest [32]byte) (*Index, error) {
+// are touched. resident bounds what is in memory of it, and of all that were opened
+// with it; nil means no bound. IsMissing tells whether the error means to make it
+// anew.
+func Open(name string, key [32]byte, repo dr.RepoID, manifest [32]byte, resident *Resident) (*Index, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("open index cache: %w", err)
@@ -73,11 +80,35 @@ func Open(name string, key [32]byte, repo dr.RepoID, manifest [32]byte) (*Index,
 	if err != nil {
 		return nil, fmt.Errorf("map index cache %s: %w", name, err)
 	}
-	x := &Index{key: key, m: m}
-	if !x.valid(repo, manifest) {
-		return nil, errors.Join(fmt.Errorf("open index cache %s: %w", name, ErrDamaged), x.Close())
+	x := &Index{key: key, m: m, resident: resident}
+	err = ErrDamaged
+	if x.valid(repo, manifest) {
+		err = x.settle()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open index cache %s: %w", name, err), x.Close())
 	}
 	return x, nil
+}
+
+// smallFilter is the size in bytes up to which a filter is copied: of a mapped one
+// at least a window is in memory, and there may be hundreds of small files that are
+// asked for units that they do not have.
+const smallFilter = window
+
+// settle gives back what was touched while the file was opened.
+func (x *Index) settle() error {
+	if x.resident == nil {
+		return nil
+	}
+	if n := x.at.packs - x.at.filter; n <= smallFilter {
+		b, err := x.bytes(x.at.filter, n)
+		if err != nil {
+			return err
+		}
+		x.filter = bytes.Clone(b)
+	}
+	return x.giveBack()
 }
 
 func (x *Index) valid(repo dr.RepoID, manifest [32]byte) (ok bool) {
@@ -94,11 +125,16 @@ func (x *Index) valid(repo dr.RepoID, manifest [32]byte) (ok bool) {
 		return false
 	}
 	x.checked = make([]atomic.Uint64, (blocks+63)/64)
+	if x.resident != nil {
+		x.touched = make([]atomic.Uint64, (int64(len(x.m))+64*window-1)/(64*window))
+		x.resident.add(x)
+	}
 	return true
 }
 
 // Close unmaps the file; nothing of the index may be used afterwards.
 func (x *Index) Close() error {
+	x.resident.remove(x)
 	m := x.m
 	x.m = nil
 	if m == nil {
@@ -133,6 +169,9 @@ func (x *Index) Manifest() ([]byte, error) {
 func (x *Index) bytes(off, n int64) ([]byte, error) {
 	if n == 0 {
 		return nil, nil
+	}
+	if err := x.touch(off, n); err != nil {
+		return nil, err
 	}
 	for i := (off - headerSize) / blockSize; i <= (off+n-1-headerSize)/blockSize; i++ {
 		word, bit := &x.checked[i/64], uint64(1)<<(i%64)
@@ -204,8 +243,12 @@ func (x *Index) find(id dr.UnitID, fn func(unit uint32, rec []byte) bool) error 
 // maybe asks the filter.
 func (x *Index) maybe(id []byte) (bool, error) {
 	block, want := probe(id, x.head.filters)
-	b, err := x.bytes(x.at.filter+int64(block)*filterBlock, filterBlock)
-	if err != nil {
+	off := int64(block) * filterBlock
+	var b []byte
+	var err error
+	if x.filter != nil {
+		b = x.filter[off : off+filterBlock]
+	} else if b, err = x.bytes(x.at.filter+off, filterBlock); err != nil {
 		return false, err
 	}
 	for range filterProbe {
