@@ -61,7 +61,8 @@ func (r *Repo) opener(ctx context.Context, h pack.Header) (*pack.Opener, error) 
 	if kerr := r.refreshKeys(ctx); kerr != nil {
 		return nil, fmt.Errorf("a pack was sealed with a newer key: %w", kerr)
 	}
-	return pack.NewOpener(r.keyring(), r.codec, h)
+	o, err = pack.NewOpener(r.keyring(), r.codec, h)
+	return o, r.keyWithheld(err)
 }
 
 // readGroup fetches one group and opens it. The body is authentic, its units

@@ -229,7 +229,7 @@ func (x *indexes) fetch(ctx context.Context, n need) error {
 		if kerr := x.repo.refreshKeys(ctx); kerr != nil {
 			return fmt.Errorf("an index was sealed with a newer key: %w", kerr)
 		}
-		err = x.fetchIndex(ctx, pm)
+		err = x.repo.keyWithheld(x.fetchIndex(ctx, pm))
 	}
 	return err
 }

@@ -249,6 +249,67 @@ func TestHiddenKeyRecord(t *testing.T) {
 	}
 }
 
+// TestHiddenKeyRecordIsTold: a host that has never seen the key record that is
+// withheld opens what there is, names what it cannot open and why, and is told that
+// this may not be the newest state; who has seen the record refuses. Where the
+// record is shown again, nothing is told.
+func TestHiddenKeyRecordIsTold(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	main := b.Host("main")
+	old := content(1, 3)
+	s := mustSnapshot(t, main, "shop", nil, old)
+	if err := main.RotateKey(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	mustSnapshot(t, main, "shop", s, content(2, 3))
+	v := &view{Store: b.Store, hide: without("key.2")}
+	if _, err := open(t, v, b.Options("main")); !errors.Is(err, dr.ErrTampered) || !strings.Contains(err.Error(), "older state") {
+		t.Errorf("a host that has seen it: %v", err)
+	}
+	var told []string
+	fresh := func(host string) *repo.Repo {
+		t.Helper()
+		told = nil
+		o := b.Options(host)
+		o.Notice = func(text string) { told = append(told, text) }
+		r, err := open(t, v, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	r := fresh("fresh")
+	snaps, problems, err := r.Snapshots(t.Context(), "shop")
+	if err != nil || len(snaps) != 1 || len(problems) != 1 || problems[0].Tag != "s.shop.2" || !errors.Is(problems[0].Err, seal.ErrGeneration) {
+		t.Fatalf("%d snapshots, %v, %v", len(snaps), problems, err)
+	}
+	for _, words := range []string{"generation 2", "key.1", "missing or withheld", "lifeboat key list"} {
+		if !strings.Contains(problems[0].Err.Error(), words) {
+			t.Errorf("the error does not say %q: %v", words, problems[0].Err)
+		}
+	}
+	mustHold(t, r, &snaps[0], old)
+	if _, err := r.Find(t.Context(), "shop", ""); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != 1 || !strings.Contains(told[0], "may not be the newest state") {
+		t.Errorf("told: %q", told)
+	}
+	v.set(nil)
+	if snaps, problems, err := fresh("another").Snapshots(t.Context(), "shop"); err != nil || len(snaps) != 2 || len(problems) != 0 || len(told) != 0 {
+		t.Errorf("%d snapshots, %v, %v; told %q", len(snaps), problems, err, told)
+	}
+	// The first one sees the newer key now, and from then on refuses the older state.
+	if _, problems, err := r.Snapshots(t.Context(), "shop"); err != nil || len(problems) != 0 {
+		t.Fatalf("%v, %v", problems, err)
+	}
+	v.set(without("key.2"))
+	if _, err := open(t, v, b.Options("fresh")); !errors.Is(err, dr.ErrTampered) || !strings.Contains(err.Error(), "older state") {
+		t.Errorf("once it has seen it: %v", err)
+	}
+}
+
 // TestHiddenRevocation: a registry that hides a revocation has to hide every
 // later host record, too; else the host stays revoked for everybody, and it is
 // told which record is missing.

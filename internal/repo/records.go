@@ -206,7 +206,8 @@ func (r *Repo) openSealed(ctx context.Context, tag string, sealed []byte) ([]byt
 	if kerr := r.refreshKeys(ctx); kerr != nil {
 		return nil, fmt.Errorf("%s was sealed with a newer key: %w", tag, kerr)
 	}
-	return r.keyring().OpenRecord(tag, sealed)
+	plain, err = r.keyring().OpenRecord(tag, sealed)
+	return plain, r.keyWithheld(err)
 }
 
 // record reads a record that counts.

@@ -110,7 +110,8 @@ type Repo struct {
 	emptyMu   sync.Mutex
 	emptyDone bool
 
-	behindOnce sync.Once
+	withheldOnce sync.Once // a key record that the registry withholds was told
+	behindOnce   sync.Once
 
 	// walkRoot stands in for the catalogs of a root record in tests that have none.
 	walkRoot func(root *dr.Root, visit func(dr.UnitID) error) error
