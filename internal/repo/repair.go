@@ -96,7 +96,7 @@ type Repaired struct {
 // is what After tells. Errors are those of the registry and of the local disk; a
 // source that fails is told by its step and passed over.
 func (r *Repo) Repair(ctx context.Context, o RepairOptions) (*Repaired, error) {
-	p := &repairer{repo: r, opts: o, result: &Repaired{}}
+	p := &repairer{repo: r, opts: o, result: &Repaired{}, aside: map[Tag]bool{}}
 	if o.Now == nil {
 		p.opts.Now = time.Now
 	}
@@ -111,6 +111,7 @@ type repairer struct {
 	repo   *Repo
 	opts   RepairOptions
 	result *Repaired
+	aside  map[Tag]bool // what is kept under a tag of its own until it is put back
 }
 
 // maxRepairRounds bounds how often units are looked for again because what was

@@ -104,6 +104,21 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 	if err != nil {
 		return err
 	}
+	if err := p.fromAside(ctx, c, found); err != nil {
+		return err
+	}
+	for t := range found {
+		if !here[t] {
+			continue // put back by a run that was cut off right after
+		}
+		delete(found, t)
+		if p.opts.DryRun {
+			continue
+		}
+		if err := p.dropAside(ctx, t); err != nil {
+			return err
+		}
+	}
 	for i := range p.opts.From {
 		src := &p.opts.From[i]
 		if src.Exact == nil {
@@ -129,6 +144,9 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 	}
 	for _, t := range tags {
 		err := p.putBack(ctx, found[t], found)
+		if err == nil {
+			err = p.dropAside(ctx, t)
+		}
 		if err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnreachable)) {
 			return err
 		}
@@ -324,6 +342,9 @@ func (p *repairer) putBack(ctx context.Context, c copyOf, all map[Tag]copyOf) er
 		return err
 	}
 	// It names something that counts for nobody there; what does is at hand.
+	if aerr := p.keepAside(ctx, c, all); aerr != nil {
+		return aerr
+	}
 	if derr := r.st.DeleteTag(ctx, c.tag.String()); derr != nil && !errors.Is(derr, store.ErrNotFound) {
 		err = fmt.Errorf("the tag names something else and could not be taken away: %w", derr)
 	} else {

@@ -72,6 +72,8 @@ type Fault struct {
 	At int64
 	// Do, if set, runs when the fault strikes, before anything else.
 	Do func()
+	// Last: the process dies in this call. Every later one fails and has no effect.
+	Last bool
 }
 
 // Call is one call that was made.
@@ -94,6 +96,7 @@ type Store struct {
 	mu    sync.Mutex
 	plan  []*planned
 	calls []Call
+	dead  bool
 }
 
 type planned struct {
@@ -148,6 +151,9 @@ func (s *Store) Calls() []Call {
 func (s *Store) strike(op Op, arg string) *Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.dead {
+		return &Fault{Kind: Before}
+	}
 	s.calls = append(s.calls, Call{op, arg})
 	var found *planned
 	for _, p := range s.plan {
@@ -156,7 +162,7 @@ func (s *Store) strike(op Op, arg string) *Fault {
 		}
 		p.seen++
 		if !p.hit && p.seen == p.Call && found == nil {
-			p.hit = true
+			p.hit, s.dead = true, p.Last
 			found = p
 		}
 	}

@@ -141,3 +141,25 @@ func TestHang(t *testing.T) {
 		}
 	}
 }
+
+// After a fault that is the last, no call has any effect.
+func TestLast(t *testing.T) {
+	t.Parallel()
+	inner := memstore.New()
+	st := faults.New(t, inner, faults.Fault{Op: faults.PutBlob, Call: 2, Kind: faults.After, Last: true})
+	put := func(text string) bool {
+		d := digest.FromString(text)
+		_, err := st.PutBlob(t.Context(), d, int64(len(text)), func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(text)), nil })
+		ok, herr := inner.HasBlob(t.Context(), d)
+		if herr != nil || (err == nil) != (text == "one") {
+			t.Errorf("%s: %v, %v", text, err, herr)
+		}
+		return ok
+	}
+	if !put("one") || !put("two") || put("three") {
+		t.Error("it died at another point")
+	}
+	if ok, err := st.HasBlob(t.Context(), digest.FromString("one")); err == nil {
+		t.Errorf("it answers: %v", ok)
+	}
+}
