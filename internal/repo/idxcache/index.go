@@ -52,7 +52,7 @@ type Index struct {
 	at      sections
 	m       []byte          // the mapped file
 	checked []atomic.Uint64 // blocks whose checksum was compared
-	// touched are windows that may be in memory, counted in resident; nil: not
+	// touched are pages that may be in memory, counted in resident; nil: not
 	// counted.
 	touched  []atomic.Uint64
 	resident *Resident
@@ -92,9 +92,9 @@ func Open(name string, key [32]byte, repo dr.RepoID, manifest [32]byte, resident
 }
 
 // smallFilter is the size in bytes up to which a filter is copied: of a mapped one
-// at least a window is in memory, and there may be hundreds of small files that are
+// at least that much is in memory, and there may be hundreds of small files that are
 // asked for units that they do not have.
-const smallFilter = window
+const smallFilter = around
 
 // settle gives back what was touched while the file was opened.
 func (x *Index) settle() error {
@@ -108,7 +108,7 @@ func (x *Index) settle() error {
 		}
 		x.filter = bytes.Clone(b)
 	}
-	return x.giveBack()
+	return x.resident.settle(x)
 }
 
 func (x *Index) valid(repo dr.RepoID, manifest [32]byte) (ok bool) {
@@ -126,7 +126,6 @@ func (x *Index) valid(repo dr.RepoID, manifest [32]byte) (ok bool) {
 	}
 	x.checked = make([]atomic.Uint64, (blocks+63)/64)
 	if x.resident != nil {
-		x.touched = make([]atomic.Uint64, (int64(len(x.m))+64*window-1)/(64*window))
 		x.resident.add(x)
 	}
 	return true

@@ -51,26 +51,32 @@ func TestResident(t *testing.T) {
 		open = append(open, x)
 	}
 	var wg sync.WaitGroup
-	most := make([]int64, files)
+	peak := make([]int64, files)
 	for i := range files {
 		wg.Go(func() {
 			n := 0
 			for id, p := range want[i] {
+				if n++; n%4 != 0 { // some of them
+					continue
+				}
 				loc, ok, err := open[i].Lookup(id)
 				if err != nil || !ok || loc != p.loc {
 					t.Errorf("lookup: %+v, %v, %v; want %+v", loc, ok, err, p.loc)
 					return
 				}
-				if n++; n%5000 == 0 {
-					most[i] = max(most[i], resident(t, dir))
+				if n%4000 == 0 {
+					peak[i] = max(peak[i], resident(t, dir))
 				}
 			}
 		})
 	}
 	wg.Wait()
-	seen := max(most[0], most[1], most[2])
+	seen := max(peak[0], peak[1], peak[2])
 	t.Logf("of %d bytes at most %d were in memory", size, seen)
-	if seen > limit+limit/2 || seen == 0 {
+	// One page table at a time can be above it, and what each of them was looking at
+	// when all was given back.
+	const most, own = limit + 2<<20, 256 << 10
+	if seen > most+files*own || seen == 0 {
 		t.Errorf("of %d bytes %d were in memory, want about %d", size, seen, limit)
 	}
 }
