@@ -37,7 +37,7 @@ keys of its own, or with --mirror make and complete an exact copy of this one in
 another registry. Every unit is authenticated on the way. What has arrived is not
 sent again: run it after each snapshot, and again when it was cut off.
 
-A mirror has the same keys, hosts, epochs and snapshots. Named under mirrors: in
+A mirror has the same keys, hosts, locks, epochs and snapshots. Named under mirrors: in
 the configuration it is read where the registry lacks something, gives it damaged,
 or is down; after the loss of the registry it takes its place (--repo).
 
@@ -86,7 +86,7 @@ type copyAnswer struct {
 	Mirror    bool      `json:"mirror"`
 	DryRun    bool      `json:"dry_run"`
 	Snapshots []copyRow `json:"snapshots"`
-	// Records counts keys, hosts, epochs and moves that were copied (mirror only).
+	// Records counts keys, hosts, locks, epochs and moves that were copied (mirror only).
 	Records  int      `json:"records"`
 	Packs    int64    `json:"packs"`
 	Sent     int64    `json:"bytes_sent"`

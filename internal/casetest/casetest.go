@@ -8,6 +8,7 @@
 package casetest
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -29,6 +30,19 @@ func TempInMemory() error {
 		return fmt.Errorf("temporary files in memory: %w", err)
 	}
 	return nil
+}
+
+// FewerChecks makes n the number of histories of each property (package rapid) in an
+// ordinary run. With All, or where -rapid.checks says how many, it changes nothing.
+// rapid tells the seed of one that fails. For TestMain, after flag.Parse.
+func FewerChecks(n int) error {
+	const name = "rapid.checks"
+	given := All()
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == name })
+	if given {
+		return nil
+	}
+	return flag.Set(name, strconv.Itoa(n))
 }
 
 // Seed is a new seed each time, or the one in LIFEBOAT_TEST_SEED; given then

@@ -1,8 +1,11 @@
 package casetest_test
 
 import (
+	"flag"
 	"slices"
 	"testing"
+
+	_ "pgregory.net/rapid" // has the flag
 
 	"lifeboat/internal/casetest"
 )
@@ -36,6 +39,21 @@ func TestSpread(t *testing.T) {
 	}
 	if got := casetest.Some(t, 200, numbers()); len(got) != 100 {
 		t.Errorf("%d of 100", len(got))
+	}
+}
+
+func TestFewerChecks(t *testing.T) {
+	checks := flag.Lookup("rapid.checks")
+	if checks == nil {
+		t.Fatal("rapid names its flag otherwise")
+	}
+	whole := checks.Value.String()
+	for _, c := range [][2]string{{"1", whole}, {"", "7"}} {
+		all, want := c[0], c[1]
+		t.Setenv("LIFEBOAT_TEST_ALL", all)
+		if err := casetest.FewerChecks(7); err != nil || checks.Value.String() != want {
+			t.Errorf("all %q: %s checks, want %s; %v", all, checks.Value, want, err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package repo_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"testing"
@@ -8,9 +9,15 @@ import (
 	"lifeboat/internal/casetest"
 )
 
-// TestMain lets the local state of the hosts lie in memory.
+// TestMain lets the local state of the hosts lie in memory, and makes fewer
+// histories the usual number: rapid's own takes minutes with the race detector.
 func TestMain(m *testing.M) {
-	if err := casetest.TempInMemory(); err != nil {
+	flag.Parse()
+	err := casetest.TempInMemory()
+	if err == nil {
+		err = casetest.FewerChecks(20)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/repotest"
@@ -165,41 +166,46 @@ func (c *counting) PutBlob(ctx context.Context, d digest.Digest, size int64, ope
 // next run completes it, and no byte arrives twice.
 func TestMirrorInterrupted(t *testing.T) {
 	t.Parallel()
-	m := newMirrored(t)
+	first := newMirrored(t)
+	if err := first.Host("main").Lock(t.Context(), first.find(t, "shop", "#1"), "stays"); err != nil {
+		t.Fatal(err)
+	}
 	probe := faults.New(t, memstore.New())
 	whole := &counting{Store: probe}
-	mustMirror(t, m.Host("main"), whole)
-	count := map[faults.Op]int{}
-	for _, c := range probe.Calls() {
-		count[c.Op]++
-	}
-	for op, n := range count {
-		for call := 1; call <= n; call++ {
-			for _, kind := range []faults.Kind{faults.Before, faults.After, faults.HangAfter} {
-				t.Run(fmt.Sprintf("%s %d %d", op, call, kind), func(t *testing.T) {
-					t.Parallel()
-					b := &mirrored{Bed: m.Fork(), held: m.held}
-					inner := memstore.New()
-					dst := &counting{Store: inner}
-					ctx, cancel := context.WithCancel(t.Context())
-					defer cancel()
-					f := faults.Fault{Op: op, Call: call, Kind: kind}
-					if kind == faults.HangAfter {
-						f.Do = cancel
-					}
-					if _, err := b.Host("main").MirrorTo(ctx, faults.New(t, dst, f), repo.MirrorOptions{}); err == nil && op != faults.ResolveTag {
-						t.Error("the fault was not noticed") // but a tag that is not there is not there, whatever else went wrong
-					}
-					visible(t, b, inner)
-					mustMirror(t, b.Host("main"), dst)
-					b.mustHoldAll(t, "main", inner)
-					if dst.sent != whole.sent {
-						t.Errorf("%d bytes arrived, %d are needed", dst.sent, whole.sent)
-					}
-				})
+	mustMirror(t, first.Host("main"), whole)
+	for _, m := range mirrorMishaps(t, probe.Calls()) {
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			b := &mirrored{Bed: first.ForkFor(t), held: first.held}
+			inner := memstore.New()
+			dst := &counting{Store: inner}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if _, err := b.Host("main").MirrorTo(ctx, faults.New(t, dst, m.fault(cancel)), repo.MirrorOptions{}); err == nil && m.op != faults.ResolveTag {
+				t.Error("the fault was not noticed") // but a tag that is not there is not there, whatever else went wrong
 			}
+			visible(t, b, inner)
+			mustMirror(t, b.Host("main"), dst)
+			b.mustHoldAll(t, "main", inner)
+			if dst.sent != whole.sent {
+				t.Errorf("%d bytes arrived, %d are needed", dst.sent, whole.sent)
+			}
+		})
+	}
+}
+
+// mirrorMishaps are those that a copy cannot but notice, or some of them.
+func mirrorMishaps(t *testing.T, calls []faults.Call) []mishap {
+	var all []mishap
+	count := map[faults.Op]int{}
+	for _, c := range calls {
+		count[c.Op]++
+		for _, m := range []mishap{{name: "fails before", kind: faults.Before}, {name: "fails after", kind: faults.After}, {name: "killed after", kind: faults.HangAfter}} {
+			m.op, m.call = c.Op, count[c.Op]
+			all = append(all, m)
 		}
 	}
+	return casetest.Spread(t, 30, all, func(m mishap) faults.Op { return m.op })
 }
 
 // visible reads everything that a half-made mirror shows.

@@ -51,7 +51,7 @@ type MirrorProgress struct {
 // MirrorOptions say what is copied.
 type MirrorOptions struct {
 	// Only chooses snapshots; nil means all. Epochs, switch records, keys and hosts
-	// are copied always, and with an epoch its base.
+	// are copied always, with an epoch its base, and with a snapshot its locks.
 	Only func(*Snapshot) bool
 	// DryRun looks and writes nothing.
 	DryRun bool
@@ -62,8 +62,8 @@ type MirrorOptions struct {
 // MirrorResult is what MirrorTo did.
 type MirrorResult struct {
 	Rows []MirrorRow
-	// Records counts key, host, epoch and switch records that were copied, or are
-	// due.
+	// Records counts key, host, lock, epoch and switch records that were copied, or
+	// are due.
 	Records int
 	// Packs and Bytes are what was sent, or is due; BytesRead what was read for it.
 	Packs            int
@@ -75,11 +75,11 @@ type MirrorResult struct {
 
 // MirrorTo makes or completes an exact copy of the repository in another
 // registry (docs/adr/0010-copies-and-mirrors.md): the same id, keys, hosts,
-// epochs and snapshots, byte for byte. Every pack is authenticated on the way,
+// locks, epochs and snapshots, byte for byte. Every pack is authenticated on the way,
 // group by group and unit by unit. What the mirror has is not sent again, so a
 // run that was cut off goes on where it stopped. The order of what is written
-// keeps invariant 1 in the mirror at every moment: keys and hosts, then each
-// snapshot after all that it needs, then epochs and switch records that were
+// keeps invariant 1 in the mirror at every moment: keys and hosts, the locks of
+// the snapshots that are copied or there, then each snapshot after all that it needs, then epochs and switch records that were
 // there before the first snapshot was looked at. Nothing is ever removed there.
 //
 // Errors: dr.ErrHeld when dst holds another repository or one that was written
@@ -109,6 +109,7 @@ type mirroring struct {
 	have    map[string]bool // tags of the mirror
 	records []Tag           // epochs and switch records, as they were at first
 	fixed   []Tag           // keys and hosts
+	locks   []Tag           // of snapshots that are copied or there
 	snaps   []*Snapshot
 	empty   bool                   // the empty blob is there
 	done    map[digest.Digest]bool // pack manifests that are there
@@ -160,7 +161,7 @@ func (m *mirroring) look(ctx context.Context) error {
 			m.res.Rows = append(m.res.Rows, MirrorRow{Snapshot: *s, State: MirrorDue})
 		}
 	}
-	return nil
+	return m.chooseLocks(ctx)
 }
 
 // listTags lists the tags of a class that verify.
@@ -275,6 +276,9 @@ func (m *mirroring) run(ctx context.Context) error {
 	if err := m.copyRecords(ctx, m.fixed); err != nil {
 		return err
 	}
+	if err := m.copyLocks(ctx); err != nil {
+		return err
+	}
 	m.measure(ctx)
 	for i := range m.snaps {
 		if err := m.snapshot(ctx, &m.res.Rows[i]); err != nil {
@@ -292,36 +296,41 @@ func (m *mirroring) run(ctx context.Context) error {
 // numbers.
 func (m *mirroring) copyRecords(ctx context.Context, tags []Tag) error {
 	for _, t := range tags {
-		if m.have[t.String()] {
-			same, err := m.compare(ctx, t)
-			if err != nil {
-				return err
-			}
-			if !same {
-				m.res.Problems = append(m.res.Problems, Problem{Tag: t.String(), Err: fmt.Errorf("the mirror has another record there: it was written to on its own: %w", dr.ErrHeld)})
-			}
-			continue
-		}
-		m.res.Records++
-		if m.opts.DryRun {
-			continue
-		}
-		if err := m.putEmpty(ctx); err != nil {
-			return err
-		}
-		body, err := m.repo.st.GetManifest(ctx, t.String())
-		if err == nil {
-			_, err = m.dst.PutManifest(ctx, t.String(), body.MediaType, body.Body)
-		}
-		if errors.Is(err, store.ErrTagTaken) {
+		same, err := m.copyRecord(ctx, t)
+		switch {
+		case errors.Is(err, store.ErrTagTaken):
 			m.res.Problems = append(m.res.Problems, Problem{Tag: t.String(), Err: fmt.Errorf("the mirror does not take it: %w: %w", err, dr.ErrHeld)})
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("record %s: %w", t, err)
+		case err != nil:
+			return err
+		case !same:
+			m.res.Problems = append(m.res.Problems, Problem{Tag: t.String(), Err: fmt.Errorf("the mirror has another record there: it was written to on its own: %w", dr.ErrHeld)})
 		}
 	}
 	return nil
+}
+
+// copyRecord copies a record that the mirror lacks. same is false where it has
+// something else there. Errors are those of the stores.
+func (m *mirroring) copyRecord(ctx context.Context, t Tag) (same bool, err error) {
+	if m.have[t.String()] {
+		return m.compare(ctx, t)
+	}
+	if m.opts.DryRun {
+		m.res.Records++
+		return true, nil
+	}
+	if err := m.putEmpty(ctx); err != nil {
+		return false, err
+	}
+	body, err := m.repo.st.GetManifest(ctx, t.String())
+	if err == nil {
+		_, err = m.dst.PutManifest(ctx, t.String(), body.MediaType, body.Body)
+	}
+	if err != nil {
+		return false, fmt.Errorf("record %s: %w", t, err)
+	}
+	m.res.Records++
+	return true, nil
 }
 
 // putEmpty stores the empty blob, which every record names, in the mirror.

@@ -102,7 +102,7 @@ func isPath(files []file, name string) bool {
 // TestRepairFaults fails each call that a repair makes, in each way, and kills it
 // there: nothing that could be read before is lost, nothing false is ever read,
 // and the next run of the same host heals what can be healed (invariants 1, 2, 3,
-// 8, 10).
+// 8, 10). An ordinary run takes six of the hundreds of cases of each injury.
 func TestRepairFaults(t *testing.T) {
 	t.Parallel()
 	sound := newWard(t)
@@ -118,7 +118,7 @@ func TestRepairFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			plain.healed(in, before)
-			for _, m := range mishaps(t, 40, probe.Calls()) {
+			for _, m := range mishaps(t, 6, probe.Calls()) {
 				t.Run(m.String(), func(t *testing.T) {
 					t.Parallel()
 					w := hurt.fork(t)

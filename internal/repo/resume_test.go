@@ -12,6 +12,7 @@ import (
 
 	"filippo.io/age"
 
+	"lifeboat/internal/casetest"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
 	"lifeboat/internal/registry/registrytest"
@@ -53,7 +54,7 @@ func TestKilledAtEachPack(t *testing.T) {
 	for _, u := range units {
 		total += int64(len(u))
 	}
-	for n := 1; n <= 8; n++ {
+	for _, n := range casetest.Some(t, 3, []int{1, 2, 3, 4, 5, 6, 7, 8}) {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			t.Parallel()
 			b := repotest.NewBed(t)
@@ -119,7 +120,12 @@ func TestResumeFaults(t *testing.T) {
 		t.Fatal("no journal is left")
 	}
 	begin := func(b *repotest.Bed, st *faults.Store) error {
-		w, err := b.HostOn("main", st).NewWriter(t.Context(), repo.WriterOptions{System: "shop"})
+		r, err := repo.Open(t.Context(), st, b.Options("main"))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = r.Close() }()
+		w, err := r.NewWriter(t.Context(), repo.WriterOptions{System: "shop"})
 		if err == nil {
 			w.Close()
 		}
@@ -133,33 +139,25 @@ func TestResumeFaults(t *testing.T) {
 	if len(state(t, b.Options("main").StateDir, "journal")) != 0 || len(state(t, b.Options("main").StateDir, "pending")) != 1 {
 		t.Fatal("the packs were not named")
 	}
+	var all []mishap
 	count := map[faults.Op]int{}
 	for _, c := range probe.Calls() {
 		count[c.Op]++
+		all = append(all,
+			mishap{op: c.Op, call: count[c.Op], name: "fails before", kind: faults.Before},
+			mishap{op: c.Op, call: count[c.Op], name: "fails after", kind: faults.After})
 	}
-	for op, n := range count {
-		for call := 1; call <= n; call++ {
-			for _, kind := range []faults.Kind{faults.Before, faults.After} {
-				b := prepared.Fork()
-				err := func() error {
-					r, err := repo.Open(t.Context(), faults.New(t, b.Store, faults.Fault{Op: op, Call: call, Kind: kind}), b.Options("main"))
-					if err != nil {
-						return err
-					}
-					defer r.Close()
-					w, err := r.NewWriter(t.Context(), repo.WriterOptions{System: "shop"})
-					if err == nil {
-						w.Close()
-					}
-					return err
-				}()
-				s, stats, again := snapshot(t.Context(), b.Host("main"), repo.WriterOptions{System: "shop"}, "main", units)
-				if again != nil || stats.UnitsNew > int64(len(units)) {
-					t.Fatalf("%s %d, %d (%v): %d units were sent again: %v", op, call, kind, err, stats.UnitsNew, again)
-				}
-				mustHold(t, b.Host("other"), s, units)
+	for _, m := range casetest.Spread(t, 16, all, func(m mishap) faults.Op { return m.op }) {
+		t.Run(m.String(), func(t *testing.T) {
+			t.Parallel()
+			b := prepared.ForkFor(t)
+			err := begin(b, faults.New(t, b.Store, m.fault(nil)))
+			s, stats, again := snapshot(t.Context(), b.Host("main"), repo.WriterOptions{System: "shop"}, "main", units)
+			if again != nil || stats.UnitsNew > int64(len(units)) {
+				t.Fatalf("%v: %d units were sent again: %v", err, stats.UnitsNew, again)
 			}
-		}
+			mustHold(t, b.Host("other"), s, units)
+		})
 	}
 }
 

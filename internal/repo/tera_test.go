@@ -421,8 +421,9 @@ func TestTera(t *testing.T) {
 	if casetest.All() {
 		sizes = append(sizes, "32768")
 	}
+	program := withoutRaceDetector(t)
 	for _, size := range sizes {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestTera$", "-test.v")
+		cmd := exec.CommandContext(t.Context(), program, "-test.run=^TestTera$", "-test.v")
 		cmd.Env = append(os.Environ(), teraEnv+"="+size, "GOGC=40", "GOMEMLIMIT=96MiB")
 		out, err := cmd.CombinedOutput()
 		t.Logf("%s", out)
@@ -430,6 +431,21 @@ func TestTera(t *testing.T) {
 			t.Errorf("units of %s bytes: %v", size, err)
 		}
 	}
+}
+
+// withoutRaceDetector is this test program, built without the race detector, which
+// takes several times the memory.
+func withoutRaceDetector(t *testing.T) string {
+	t.Helper()
+	info, ok := debug.ReadBuildInfo()
+	if !ok || !slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return os.Args[0]
+	}
+	program := filepath.Join(t.TempDir(), "repo.test")
+	if out, err := exec.CommandContext(t.Context(), "go", "test", "-c", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
 }
 
 func runTera(t *testing.T, size string) {
