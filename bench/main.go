@@ -6,7 +6,8 @@
 // fresh repository; within a round every step is done by all tools, one after the other, before the data
 // change for the next. So tools are compared under the same load of the machine, whatever that is.
 // With -paper it measures the figures of the paper instead: size and time against the number of courses,
-// and what is sent for a second system.
+// and what is sent for a second system. With -large and -age it measures Lifeboat
+// alone: with very many files and a very large one, and after up to a thousand snapshots.
 //
 // Main types: stage (laboratory, container, registries), tool (one way to copy the data), results. It
 // needs root and what lab/deps.sh installs; tools that are not installed are left out and named. It
@@ -36,6 +37,10 @@ import (
 const help = `usage: bench [flags]
 
   -paper            the figures of the paper (6, 7, and section 6.1) instead of tools side by side
+  -large            Lifeboat alone: memory of each command with 1,000,000 files, and snapshots of a file
+                    of 10 GiB while it is written
+  -age              Lifeboat alone: the cost of a snapshot and of a restore against the snapshots before
+  -snapshots N      how many snapshots -age takes (default 1000)
   -rounds N         how often everything is measured (default 3; 1 with -paper)
   -scale X          how much data, 1 being 40,000 files of 1.3 GB; 0.05 for a quick look. With -paper,
                     1 is 20 courses
@@ -49,12 +54,12 @@ const help = `usage: bench [flags]
 
 // options are the flags.
 type options struct {
-	paper, verbose bool
-	rounds         int
-	scale          float64
-	tools, once    []string
-	out, binary    string
-	seed           uint64
+	paper, large, age, verbose bool
+	rounds, snapshots          int
+	scale                      float64
+	tools, once                []string
+	out, binary                string
+	seed                       uint64
 }
 
 func main() {
@@ -93,6 +98,9 @@ func parse(args []string) (options, error) {
 	f.SetOutput(io.Discard)
 	var tools, once string
 	f.BoolVar(&o.paper, "paper", false, "")
+	f.BoolVar(&o.large, "large", false, "")
+	f.BoolVar(&o.age, "age", false, "")
+	f.IntVar(&o.snapshots, "snapshots", ageSnapshots, "")
 	f.BoolVar(&o.verbose, "v", false, "")
 	f.IntVar(&o.rounds, "rounds", 0, "")
 	f.Float64Var(&o.scale, "scale", 1, "")
@@ -115,6 +123,9 @@ func parse(args []string) (options, error) {
 	}
 	if o.rounds < 1 || o.rounds > 100 {
 		return o, errors.New("-rounds: want 1 to 100")
+	}
+	if o.snapshots < 1 || o.snapshots > 100_000 {
+		return o, errors.New("-snapshots: want 1 to 100000")
 	}
 	if !(o.scale >= 0.001 && o.scale <= 100) {
 		return o, errors.New("-scale: want 0.001 to 100")
@@ -149,9 +160,14 @@ func run(ctx context.Context, o options, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	save := func(files map[string][]byte) error { return write(out, files) }
-	if o.paper {
+	switch {
+	case o.paper:
 		err = s.paper(ctx, o, save)
-	} else {
+	case o.age:
+		err = s.age(ctx, o, save)
+	case o.large:
+		err = s.large(ctx, o, save)
+	default:
 		err = s.sideBySide(ctx, o, save)
 	}
 	if err != nil {

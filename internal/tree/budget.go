@@ -2,6 +2,7 @@ package tree
 
 import (
 	"fmt"
+	"runtime/debug"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -42,6 +43,11 @@ func (b *Budget) Prepare(n int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wanted += n
+	if int64(len(b.segments))*budgetSegment < min(b.wanted, b.limit) {
+		// The buffers of the pre-copy go back to the system first: they and this
+		// together would be the most memory that a snapshot takes.
+		debug.FreeOSMemory()
+	}
 	for int64(len(b.segments))*budgetSegment < min(b.wanted, b.limit) {
 		if err := b.mapMore(); err != nil {
 			return err
