@@ -207,7 +207,7 @@ func (s *stage) beingWritten(ctx context.Context, r *largeResults, l *lifeboat, 
 		return err
 	}
 	r.Dirty = int64(dirtyBytes*scale) / (dirtyRanges * corpus.PageSize) * dirtyRanges * corpus.PageSize
-	if r.Data, err = sparseFile(filepath.Join(dir, dirtyName), r.Dirty, s.shape.Seed); err != nil {
+	if r.Data, err = sparseFile(filepath.Join(dir, dirtyName), r.Dirty, dirtyRange, s.shape.Seed); err != nil {
 		return err
 	}
 	s.log.Info("made a sparse file", "bytes", r.Dirty, "data", r.Data)
@@ -249,8 +249,8 @@ func (s *stage) beingWritten(ctx context.Context, r *largeResults, l *lifeboat, 
 	return errors.Join(err, os.RemoveAll(to))
 }
 
-// sparseFile makes a file of ranges with noise between holes.
-func sparseFile(name string, size int64, seed uint64) (data int64, err error) {
+// sparseFile makes a file of ranges with noise, each of so many bytes, between holes.
+func sparseFile(name string, size, length int64, seed uint64) (data int64, err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o660)
 	if err != nil {
 		return 0, err
@@ -262,7 +262,7 @@ func sparseFile(name string, size int64, seed uint64) (data int64, err error) {
 	var key [32]byte
 	key[0] = byte(seed)
 	noise := rand.NewChaCha8(key)
-	n := min(dirtyRange, size/dirtyRanges)
+	n := min(length, size/dirtyRanges)
 	for i := range int64(dirtyRanges) {
 		w := bufio.NewWriterSize(io.NewOffsetWriter(f, i*(size/dirtyRanges)), 1<<20)
 		if _, err := io.CopyN(w, noise, n); err != nil {
