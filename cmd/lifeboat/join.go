@@ -247,6 +247,13 @@ func (s *setup) configure(ctx context.Context, ans *initAnswer) error {
 	if reg != (config.Registry{}) {
 		edits = append(edits, func() (bool, error) { return config.SetRegistry(path, reg) })
 	}
+	mirrors, err := s.mirrors(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	if len(mirrors) > 0 {
+		edits = append(edits, func() (bool, error) { return config.SetMirrors(path, mirrors) })
+	}
 	for _, edit := range edits {
 		changed, err := edit()
 		if errors.Is(err, dr.ErrHeld) {
@@ -283,6 +290,41 @@ func (s *setup) registry(dir string) (config.Registry, error) {
 		reg.PasswordFile, err = keepBeside(dir, "registry-password", o.Password+"\n", 0o600)
 	}
 	return reg, err
+}
+
+// mirrors are those of the kit, for a configuration that has none, with what opens
+// them in files beside it. Where the host was set up from a mirror (--repo), the
+// registry that the kit names first is among them.
+func (s *setup) mirrors(dir string) ([]config.Mirror, error) {
+	if s.kit == nil || !s.f.join || len(s.cfg.Mirrors) > 0 {
+		return nil, nil
+	}
+	from := s.w.src.mirrors
+	if len(from) > config.MaxMirrors {
+		s.a.UI().Warn("the kit names %d mirrors; the configuration gets the first %d", len(from), config.MaxMirrors)
+		from = from[:config.MaxMirrors]
+	}
+	var out []config.Mirror
+	for _, at := range from {
+		m := config.Mirror{Repo: location(at.url), Registry: config.Registry{Fingerprint: at.registry.Fingerprint, Username: at.registry.Username}}
+		if at.registry.CAFile != "" {
+			pem, err := os.ReadFile(at.registry.CAFile)
+			if err != nil {
+				return nil, fmt.Errorf("certificate of mirror %s: %w", m.Repo, err)
+			}
+			if m.Registry.CAFile, err = keepBeside(dir, "mirror-ca.pem", string(pem), 0o644); err != nil {
+				return nil, err
+			}
+		}
+		if m.Registry.Username != "" {
+			var err error
+			if m.Registry.PasswordFile, err = keepBeside(dir, "mirror-password", at.registry.Password+"\n", 0o600); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, m)
+	}
+	return out, nil
 }
 
 // keepBeside writes a file into the configuration's directory and returns its

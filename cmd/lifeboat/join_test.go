@@ -5,14 +5,18 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"filippo.io/age"
+
+	"github.com/spf13/cobra"
 
 	"lifeboat/internal/config"
 	"lifeboat/internal/kit"
@@ -253,6 +257,100 @@ func TestJoin(t *testing.T) {
 	if !strings.Contains(s.Error.Message, "there is no repository") {
 		t.Errorf("message %q", s.Error.Message)
 	}
+}
+
+// TestMirrorsOfTheKit: a host that was set up with a kit, by recover or by init, has
+// its mirrors in the configuration, logins and certificates in files of their own.
+func TestMirrorsOfTheKit(t *testing.T) {
+	t.Parallel()
+	main, reg, _, _ := newCopyPlace(t)
+	second, third := guarded(t), registrytest.Start(t)
+	pw := main.write("pw", "correct horse\n")
+	login := []string{"--to-username", "backup", "--to-password-file", pw, "--to-fingerprint", second.Fingerprint}
+	main.do(0, &struct{}{}, append([]string{"copy", "--mirror", "--to", second.URL("mirror")}, login...)...)
+	main.do(0, &struct{}{}, "copy", "--mirror", "--to", third.URL("mirror"), "--to-fingerprint", third.Fingerprint)
+	if _, err := config.SetMirrors(main.env[config.EnvConfig], []config.Mirror{
+		{Repo: second.URL("mirror"), Registry: config.Registry{Username: "backup", PasswordFile: pw, Fingerprint: second.Fingerprint}},
+		{Repo: third.URL("mirror"), Registry: config.Registry{Fingerprint: third.Fingerprint}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	main.do(0, &struct{}{}, "kit", "--out", main.path("kit2.txt"))
+	kitFile := main.path("kit2.txt")
+	for _, args := range [][]string{
+		{"recover", "--kit", kitFile},
+		{"init", "--join", "--kit", kitFile},
+		{"recover", "--kit", kitFile, "--repo", third.URL("mirror")}, // which goes its own way from here on
+	} {
+		main.do(0, &struct{}{}, "copy", "--mirror", "--to", third.URL("mirror")) // the newest key
+		name := strings.Join(args, " ")
+		p := newPlace(t)
+		if args[0] == "init" {
+			p.run(0, args...)
+		} else if conf := p.configuredByRecover(kitFile, args...); conf != p.env[config.EnvConfig] {
+			t.Fatalf("%s: configuration %q", name, conf)
+		}
+		c := p.config()
+		var got []string
+		for _, m := range c.Mirrors {
+			got = append(got, m.Repo)
+		}
+		want := []string{second.URL("mirror"), third.URL("mirror")}
+		if len(args) == 5 {
+			want = []string{reg.URL("dr"), second.URL("mirror")}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: mirrors %v, want %v", name, got, want)
+			continue
+		}
+		m := c.Mirrors[slices.Index(got, second.URL("mirror"))].Registry
+		if st, err := os.Stat(m.PasswordFile); err != nil || st.Mode() != 0o600 || m.Username != "backup" || m.Fingerprint != second.Fingerprint {
+			t.Errorf("%s: %+v, %v, %v", name, m, st, err)
+		}
+		if text, err := os.ReadFile(p.env[config.EnvConfig]); err != nil || strings.Contains(string(text), "correct horse") {
+			t.Errorf("%s: the configuration holds a password: %v", name, err)
+		}
+		if code, out, errs := call(p.env, "snapshots"); code != 0 {
+			t.Errorf("%s: %d\n%s%s", name, code, out, errs)
+		}
+	}
+}
+
+// configuredByRecover does what recover does once the systems are up, for which there
+// is no engine here.
+func (p place) configuredByRecover(kitFile string, args ...string) (conf string) {
+	p.t.Helper()
+	var out bytes.Buffer
+	a := newApp(process{in: strings.NewReader(""), out: &out, err: &out, env: func(k string) string { return p.env[k] }, exit: func(int) {}})
+	a.log = slog.New(slog.DiscardHandler)
+	root := newRootCmd(a)
+	cmd, _, err := root.Find(args)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := a.configToRecover(); err != nil {
+			return err
+		}
+		k, src, err := a.recoverSource(kitFile)
+		if err != nil {
+			return err
+		}
+		w, err := a.openSource(cmd.Context(), src, false)
+		if err != nil {
+			return err
+		}
+		defer w.close()
+		conf = a.configureRecovered(cmd.Context(), w, k, kitFile)
+		return nil
+	}
+	root.SetArgs(args)
+	err = root.ExecuteContext(p.t.Context())
+	p.t.Log(out.String())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return conf
 }
 
 // TestRemovedKey: a host that takes its own key away is asked, and is told

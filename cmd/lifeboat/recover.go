@@ -28,8 +28,8 @@ systems of the repository and bring the named ones up, or all of them (asking
 first, unless --yes). Nothing else is needed; the kit has repository, registry
 login, certificate and key.
 
-Where this host has no configuration it is left with one, and with a key of its
-own: status, snapshot and failback then work here without the kit.`,
+Where this host has no configuration it is left with one, which names the mirrors
+of the kit, too, and with a key of its own: status, snapshot and failback then work here without the kit.`,
 		Example: `  lifeboat recover --kit lifeboat-kit.txt --list
   lifeboat recover --kit lifeboat-kit.txt shop
   lifeboat recover --kit lifeboat-kit.txt --yes`,

@@ -45,8 +45,8 @@ const (
 	MaxStallTimeout = time.Hour
 )
 
-// maxMirrors bounds how many registries are asked for what the first lacks.
-const maxMirrors = 8
+// MaxMirrors bounds how many registries are asked for what the first lacks.
+const MaxMirrors = 8
 
 // maxFile bounds the configuration file, in bytes.
 const maxFile = 1 << 20

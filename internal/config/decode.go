@@ -164,8 +164,8 @@ func (d *decoder) mirrors(c *Config, path string, n *yaml.Node) {
 			d.fail(p, n, "there is no repo; say where the copy is, such as oci://registry.example.com/dr")
 		case m.Repo != "" && slices.ContainsFunc(c.Mirrors, func(o Mirror) bool { return o.Repo == m.Repo }):
 			d.fail(p, n, "%s is in the list already", m.Repo)
-		case len(c.Mirrors) == maxMirrors:
-			d.fail(p, n, "more than %d mirrors", maxMirrors)
+		case len(c.Mirrors) == MaxMirrors:
+			d.fail(p, n, "more than %d mirrors", MaxMirrors)
 		}
 		c.Mirrors = append(c.Mirrors, m)
 	})

@@ -45,6 +45,11 @@ const Template = `# Configuration of Lifeboat: one file for one site. Keys and
 #   username: backup                  # default: Docker's credential store
 #   password_file: /etc/lifeboat/registry-password
 
+# Exact copies of the repository (lifeboat copy --mirror), in the order in which they
+# are asked for what the registry cannot give. Keys are those of registry.
+# mirrors:
+#   - repo: oci://second.example.org/dr
+
 # Other sites, and how their engines are reached for a failback.
 # sites:
 #   cloud:
@@ -158,6 +163,34 @@ func SetRegistry(path string, r Registry) (changed bool, err error) {
 			return insertBelow(text, root, key, value, missing, &want)
 		}
 		return insertTop(text, "registry", missing, &want)
+	})
+}
+
+// SetMirrors writes the list of mirrors into a configuration file that has none,
+// with the same care and the same errors as AddSystem. One that names any, or an
+// empty list of them, is left as it is: somebody has chosen.
+func SetMirrors(path string, mirrors []Mirror) (changed bool, err error) {
+	return edit(path, func(c *Config, text []byte) ([]byte, error) {
+		root, err := parseNode(text)
+		if err != nil {
+			return nil, err
+		}
+		if len(mirrors) == 0 || root != nil && has(root, "mirrors") {
+			return text, nil
+		}
+		var list []map[string]string
+		for _, m := range mirrors {
+			one := map[string]string{"repo": m.Repo}
+			for key, value := range m.Registry.texts() {
+				if *value != "" {
+					one[key] = *value
+				}
+			}
+			list = append(list, one)
+		}
+		want := *c
+		want.Mirrors = mirrors
+		return insertTop(text, "mirrors", list, &want)
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -204,6 +205,44 @@ func TestSetRegistry(t *testing.T) {
 				if strings.HasPrefix(strings.TrimSpace(line), "#") && !strings.Contains(read(t, path), line) {
 					t.Errorf("%q is gone:\n%s", line, read(t, path))
 				}
+			}
+		})
+	}
+}
+
+func TestSetMirrors(t *testing.T) {
+	t.Parallel()
+	mirrors := []config.Mirror{
+		{Repo: "oci://second.example.org/dr", Registry: config.Registry{Fingerprint: "sha256:" + strings.Repeat("5f", 32), Username: "backup", PasswordFile: "/pw"}},
+		{Repo: "oci://third.example.org/dr", Registry: config.Registry{CAFile: "/ca.pem"}},
+	}
+	for name, before := range map[string]string{
+		"no file": "", "keys": "site: main # here\nstate_dir: /s\n", "commented": "# mirrors:\n#   - repo: oci://x.example.org/dr\nsite: main\n", "other things": "site: main\nsystems:\n    shop:\n        project: shop\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "lifeboat.yaml")
+			if before != "" {
+				if err := os.WriteFile(path, []byte(before), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, want := range []bool{true, false} {
+				if changed, err := config.SetMirrors(path, mirrors); err != nil || changed != want {
+					t.Fatalf("run %d: changed %v, %v", i, changed, err)
+				}
+			}
+			c, err := config.Load(path)
+			if err != nil || !slices.Equal(c.Mirrors, mirrors) || before != "" && c.Site != "main" {
+				t.Errorf("%+v, %v:\n%s", c, err, read(t, path))
+			}
+			for line := range strings.Lines(before) {
+				if !strings.Contains(read(t, path), line) {
+					t.Errorf("%q is gone:\n%s", line, read(t, path))
+				}
+			}
+			if changed, err := config.SetMirrors(path, mirrors[:1]); err != nil || changed {
+				t.Errorf("what stands there was changed: %v, %v", changed, err)
 			}
 		})
 	}

@@ -98,6 +98,12 @@ func valueNode(value any) *yaml.Node {
 			l.Content = append(l.Content, textNode(text))
 		}
 		return l
+	case []map[string]string:
+		l := &yaml.Node{Kind: yaml.SequenceNode}
+		for _, one := range v {
+			l.Content = append(l.Content, valueNode(one))
+		}
+		return l
 	case map[string]string:
 		n := &yaml.Node{Kind: yaml.MappingNode}
 		for _, key := range slices.Sorted(maps.Keys(v)) {
