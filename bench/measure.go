@@ -63,6 +63,9 @@ func watchMemory(ctx context.Context, pid int) int64 {
 	for {
 		var own, files int64
 		for _, p := range descendants(pid, nil) {
+			if p != pid && sameMemory(p, parentOf(p)) {
+				continue
+			}
 			m := memoryOf(p)
 			own += m.own
 			files = max(files, m.files)
@@ -75,6 +78,28 @@ func watchMemory(ctx context.Context, pid int) int64 {
 		case <-tick.C:
 		}
 	}
+}
+
+// sameMemory reports whether two processes have one address space: a child between vfork and exec, which
+// the kernel shows with all of its parent's memory (kcmp(2), KCMP_VM).
+func sameMemory(a, b int) bool {
+	const kcmpVM = 1
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), kcmpVM, 0, 0, 0)
+	return errno == 0 && order == 0
+}
+
+// parentOf is the parent of a process; 0 of one that has ended.
+func parentOf(pid int) int {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	var state string
+	var parent int
+	if _, err := fmt.Sscan(string(data[bytes.LastIndexByte(data, ')')+1:]), &state, &parent); err != nil {
+		return 0
+	}
+	return parent
 }
 
 // descendants are the process and its children's, as far as they are there.

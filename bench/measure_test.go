@@ -6,9 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMeasured(t *testing.T) {
@@ -69,6 +72,22 @@ func TestMemoryOf(t *testing.T) {
 	}
 	if err := forgetPeak(1 << 30); err == nil {
 		t.Error("a process that is not there: no error")
+	}
+}
+
+// TestSameMemory: what shares an address space counts once, as a thread does here.
+func TestSameMemory(t *testing.T) {
+	t.Parallel()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if !sameMemory(os.Getpid(), unix.Gettid()) {
+		t.Error("a thread has memory of its own")
+	}
+	if parentOf(os.Getpid()) != os.Getppid() || parentOf(1<<30) != 0 {
+		t.Errorf("parent %d, want %d", parentOf(os.Getpid()), os.Getppid())
+	}
+	if sameMemory(os.Getpid(), os.Getppid()) || sameMemory(os.Getpid(), 1<<30) {
+		t.Error("another process has this one's memory")
 	}
 }
 

@@ -2,8 +2,11 @@ package tree
 
 import (
 	"fmt"
+	"os"
+	"runtime"
 	"runtime/debug"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,15 +46,33 @@ func (b *Budget) Prepare(n int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.wanted += n
-	if int64(len(b.segments))*budgetSegment < min(b.wanted, b.limit) {
-		// The buffers of the pre-copy go back to the system first: they and this
-		// together would be the most memory that a snapshot takes.
-		debug.FreeOSMemory()
+	if int64(len(b.segments))*budgetSegment >= min(b.wanted, b.limit) {
+		return nil
 	}
+	// The buffers of the pre-copy go back to the system first: they and this
+	// together would be the most memory that a snapshot takes.
+	debug.FreeOSMemory()
 	for int64(len(b.segments))*budgetSegment < min(b.wanted, b.limit) {
 		if err := b.mapMore(); err != nil {
 			return err
 		}
+	}
+	runtime.GC() // whoever bounds the heap by what there is beside it does so after each collection
+	return nil
+}
+
+// drop gives the memory of a part that was taken back to the system, save for
+// pages that it shares with others. The part must not be read any more; its room
+// in the budget stays used.
+func (b *Budget) drop(part []byte) error {
+	page := uintptr(os.Getpagesize())
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(part)))
+	from, to := (page-at%page)%page, uintptr(len(part))-(at+uintptr(len(part)))%page
+	if uintptr(len(part)) < page || from >= to {
+		return nil
+	}
+	if err := unix.Madvise(part[from:to], unix.MADV_DONTNEED); err != nil {
+		return fmt.Errorf("give back memory for secured bytes: %w", err)
 	}
 	return nil
 }

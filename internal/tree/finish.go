@@ -231,7 +231,13 @@ func (p *segmentPutter) advance(limit int64) error {
 		if err := p.raw(x); err != nil {
 			return err
 		}
-		p.next = after
+		for ; p.next < after; p.next++ {
+			if m := p.e.segs[p.next].memory; m != nil {
+				if err := p.r.c.o.Budget.drop(m); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
 }
