@@ -108,7 +108,7 @@ func TestGoldenRepository(t *testing.T) {
 			o.Expect = &repo.Expected{Repo: facts.Repo, Fingerprint: facts.Fingerprint}
 		}
 		o.Host = seal.NewHostKey()
-		r, err := open(t, loadGolden(t), o)
+		r, err := open(t, loadGolden(t, golden), o)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -166,7 +166,8 @@ func checkGolden(t *testing.T, r *repo.Repo, facts goldenFacts) {
 	mustHold(t, r, next, goldenUnits([]uint64{5, 900}))
 }
 
-func loadGolden(t *testing.T) *memstore.Store {
+// loadGolden reads a stored repository.
+func loadGolden(t *testing.T, golden string) *memstore.Store {
 	t.Helper()
 	st := memstore.New()
 	blobs, err := os.ReadDir(filepath.Join(golden, "blobs"))
@@ -332,6 +333,12 @@ func goldenKit(t *testing.T, b *repotest.Bed) []byte {
 
 func saveGolden(t *testing.T, b *repotest.Bed, facts goldenFacts) {
 	t.Helper()
+	saveRepository(t, golden, b, facts, map[string][]byte{"kit.txt": goldenKit(t, b)})
+}
+
+// saveRepository stores a repository, what must be found in it, and other files.
+func saveRepository(t *testing.T, golden string, b *repotest.Bed, facts any, others map[string][]byte) {
+	t.Helper()
 	write := func(name string, data []byte) {
 		t.Helper()
 		name = filepath.Join(golden, name)
@@ -342,7 +349,9 @@ func saveGolden(t *testing.T, b *repotest.Bed, facts goldenFacts) {
 			t.Fatal(err)
 		}
 	}
-	write("kit.txt", goldenKit(t, b))
+	for name, data := range others {
+		write(name, data)
+	}
 	j, err := json.MarshalIndent(facts, "", "\t")
 	if err != nil {
 		t.Fatal(err)
