@@ -42,6 +42,10 @@ type stage struct {
 }
 
 func setStage(ctx context.Context, o options, log *slog.Logger) (*stage, error) {
+	text, err := corpus.ToolchainText(ctx)
+	if err != nil {
+		return nil, err
+	}
 	set := systems.WordPress(systems.Params{}).Images()
 	if err := images.Ensure(ctx, log, set); err != nil {
 		return nil, err
@@ -54,7 +58,7 @@ func setStage(ctx context.Context, o options, log *slog.Logger) (*stage, error) 
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{lab: l, site: l.Main(), log: log, shape: corpus.Learning(o.scale, o.seed)}
+	s := &stage{lab: l, site: l.Main(), log: log, shape: corpus.Learning(o.scale, o.seed, text)}
 	s.dir = filepath.Join(s.site.Disk, "bench")
 	s.binary = filepath.Join(l.Dir(), "lifeboat")
 	if err := s.furnish(ctx, o, set); err != nil {
@@ -175,7 +179,7 @@ func (s *stage) changePages(n int, seed uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := corpus.ChangePages(f, info.Size(), min(n, int(info.Size()/corpus.PageSize)), seed); err != nil {
+	if err := s.shape.ChangePages(f, info.Size(), min(n, int(info.Size()/corpus.PageSize)), seed); err != nil {
 		return err
 	}
 	return f.Sync()

@@ -1,7 +1,7 @@
 // Package corpus makes the data that the benchmarks copy: the files of a learning platform, which are
 // many small texts, some pictures, courses with handouts that do not shrink, and the files of a database.
 //
-// Main types: [Shape], how much of each, and [Totals], what was made. Trees are written as tar streams,
+// Main types: [Shape], how much of each, [Text], what texts are made of, and [Totals], what was made. Trees are written as tar streams,
 // so that they can be unpacked inside a container as an application would write them. The same seed gives
 // the same bytes. The package writes no file itself, and its database is one in form only: pages with
 // headers, rows and free space, which no server would open.
@@ -33,15 +33,16 @@ type Shape struct {
 	Handout   int // bytes of a handout, which does not shrink
 	TablePage int // pages of the big database file
 	Seed      uint64
+	Text      *Text // what texts and rows are made of
 }
 
 // Learning is a platform with 20 courses: some 40,000 files of 1.3 GB, more than half of which does not
 // shrink, and 240 MB of it database. Scale makes all of it but a single course smaller or bigger.
-func Learning(scale float64, seed uint64) Shape {
+func Learning(scale float64, seed uint64, text *Text) Shape {
 	n := func(full int) int { return max(1, int(float64(full)*scale)) }
 	return Shape{
 		Texts: n(35000), TextSize: 8600, Pictures: n(3900), PicSize: 22000,
-		Courses: n(20), Lectures: 15, Handout: 2_200_000, TablePage: n(14648), Seed: seed,
+		Courses: n(20), Lectures: 15, Handout: 2_200_000, TablePage: n(14648), Seed: seed, Text: text,
 	}
 }
 
@@ -61,12 +62,12 @@ func (t *Totals) Add(u Totals) {
 
 // WriteSite writes the platform's own files and its courses as a tar stream.
 func (s Shape) WriteSite(w io.Writer) (Totals, error) {
-	g := newGenerator(w, s.Seed)
+	g := newGenerator(w, s.Text, s.Seed)
 	for i := range s.Texts {
-		g.file(fmt.Sprintf("code/m%03d/p%02d/%s_%d.php", i/900, i/45%20, g.word(), i), g.around(s.TextSize), false)
+		g.file(fmt.Sprintf("code/m%03d/p%02d/%s_%d.php", i/900, i/45%20, g.name(), i), g.around(s.TextSize), false)
 	}
 	for i := range s.Pictures {
-		g.file(fmt.Sprintf("pictures/%02x/%s_%d.png", i%64, g.word(), i), g.around(s.PicSize), true)
+		g.file(fmt.Sprintf("pictures/%02x/%s_%d.png", i%64, g.name(), i), g.around(s.PicSize), true)
 	}
 	for i := range s.Courses {
 		s.course(g, i)
@@ -76,7 +77,7 @@ func (s Shape) WriteSite(w io.Writer) (Totals, error) {
 
 // WriteCourse writes one more course as a tar stream: some 34 MB. Every number is another course.
 func (s Shape) WriteCourse(w io.Writer, number int) (Totals, error) {
-	g := newGenerator(w, s.Seed^uint64(number)<<20^0x9e3779b97f4a7c15)
+	g := newGenerator(w, s.Text, s.Seed^uint64(number)<<20^0x9e3779b97f4a7c15)
 	s.course(g, number)
 	return g.close()
 }
@@ -95,7 +96,7 @@ func (s Shape) course(g *generator, number int) {
 
 // WriteDatabase writes the database's files as a tar stream: one big table and a few small ones.
 func (s Shape) WriteDatabase(w io.Writer) (Totals, error) {
-	g := newGenerator(w, s.Seed+1)
+	g := newGenerator(w, s.Text, s.Seed+1)
 	g.table(Table, s.TablePage)
 	for _, name := range []string{"user", "course", "grade", "session"} {
 		g.table("learning/"+name+".ibd", 12)
@@ -104,9 +105,9 @@ func (s Shape) WriteDatabase(w io.Writer) (Totals, error) {
 }
 
 // ChangePages writes n random pages of a database file anew, as a busy server does. The file keeps its size.
-func ChangePages(f io.WriterAt, size int64, n int, seed uint64) error {
+func (s Shape) ChangePages(f io.WriterAt, size int64, n int, seed uint64) error {
 	r := rand.New(rand.NewPCG(seed, 17))
-	g := &generator{rand: r, words: vocabulary()}
+	g := &generator{rand: r, text: s.Text}
 	pages := r.Perm(int(size / PageSize))
 	if n > len(pages) {
 		return fmt.Errorf("change %d pages of a file that has %d", n, len(pages))
@@ -124,36 +125,25 @@ type generator struct {
 	tar    *tar.Writer
 	rand   *rand.Rand
 	random *rand.ChaCha8
-	words  []string
+	text   *Text
 	buf    []byte
 	totals Totals
 	err    error
 }
 
-func newGenerator(w io.Writer, seed uint64) *generator {
+func newGenerator(w io.Writer, text *Text, seed uint64) *generator {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)
-	return &generator{tar: tar.NewWriter(w), rand: rand.New(rand.NewPCG(seed, 5)), random: rand.NewChaCha8(key), words: vocabulary()}
+	return &generator{tar: tar.NewWriter(w), rand: rand.New(rand.NewPCG(seed, 5)), random: rand.NewChaCha8(key), text: text}
 }
 
-// vocabulary is the same for all seeds: a platform's files share their words.
-func vocabulary() []string {
-	r := rand.New(rand.NewPCG(1, 2))
-	words := make([]string, 3000)
-	for i := range words {
-		b := make([]byte, 3+r.IntN(9))
-		for j := range b {
-			b[j] = "etaoinshrdlucmfwypvbgkqjxz"[min(r.IntN(26), r.IntN(26))]
-		}
-		words[i] = string(b)
+// name is a short name.
+func (g *generator) name() string {
+	b := make([]byte, 3+g.rand.IntN(9))
+	for i := range b {
+		b[i] = "etaoinshrdlucmfwypvbgkqjxz"[min(g.rand.IntN(26), g.rand.IntN(26))]
 	}
-	return words
-}
-
-// word prefers some words, as languages do.
-func (g *generator) word() string {
-	x := g.rand.Float64()
-	return g.words[int(x*x*x*float64(len(g.words)))]
+	return string(b)
 }
 
 // around is a size about a mean; most are smaller and some much bigger.
@@ -170,7 +160,7 @@ func (g *generator) file(name string, size int, incompressible bool) {
 		_, _ = g.random.Read(g.buf) // never fails
 		g.totals.Incompressible += int64(size)
 	} else {
-		g.text(g.buf)
+		g.text.fill(g.rand, g.buf)
 	}
 	g.put(name, g.buf)
 }
@@ -187,25 +177,6 @@ func (g *generator) put(name string, data []byte) {
 	}
 	if g.err = g.tar.WriteHeader(head); g.err == nil {
 		_, g.err = g.tar.Write(data)
-	}
-}
-
-// text fills b with lines that look like a program.
-func (g *generator) text(b []byte) {
-	column := 0
-	for len(b) > 0 {
-		sep := " "
-		switch column++; {
-		case column%9 == 0:
-			sep = ";\n    "
-		case column%4 == 1:
-			sep = "($"
-		case column%4 == 3:
-			sep = ")->"
-		}
-		n := copy(b, g.word())
-		n += copy(b[n:], sep)
-		b = b[n:]
 	}
 }
 
@@ -237,7 +208,7 @@ func (g *generator) page(number int) []byte {
 		binary.BigEndian.PutUint64(b[at:], row)
 		binary.BigEndian.PutUint64(b[at+8:], g.rand.Uint64())
 		n := 30 + g.rand.IntN(150)
-		g.text(b[at+16 : at+16+n])
+		g.text.fill(g.rand, b[at+16:at+16+n])
 		at += 16 + n
 	}
 	copy(b[PageSize-8:], b[:4])

@@ -12,10 +12,27 @@ import (
 	"lifeboat/bench/corpus"
 )
 
+func text(t *testing.T) *corpus.Text {
+	t.Helper()
+	text, err := corpus.ToolchainText(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// TestTooLittleText: files of a few lines repeated would shrink to nothing.
+func TestTooLittleText(t *testing.T) {
+	t.Parallel()
+	if _, err := corpus.NewText([]byte("one\ntwo\nthree")); err == nil {
+		t.Error("three lines are enough")
+	}
+}
+
 // TestSite checks that a tree is what it says, the same each time, and shrinks as much as it should.
 func TestSite(t *testing.T) {
 	t.Parallel()
-	shape := corpus.Learning(0.01, 7)
+	shape := corpus.Learning(0.01, 7, text(t))
 	var first, second bytes.Buffer
 	totals, err := shape.WriteSite(&first)
 	if err != nil {
@@ -27,7 +44,7 @@ func TestSite(t *testing.T) {
 	if sha256.Sum256(first.Bytes()) != sha256.Sum256(second.Bytes()) {
 		t.Error("the same seed gave different bytes")
 	}
-	other := corpus.Learning(0.01, 8)
+	other := corpus.Learning(0.01, 8, text(t))
 	second.Reset()
 	if _, err := other.WriteSite(&second); err != nil {
 		t.Fatal(err)
@@ -63,7 +80,7 @@ func TestSite(t *testing.T) {
 // TestFull holds the whole data to its description without keeping it.
 func TestFull(t *testing.T) {
 	t.Parallel()
-	shape := corpus.Learning(1, 1)
+	shape := corpus.Learning(1, 1, text(t))
 	sum, err := shape.WriteSite(io.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +109,7 @@ func TestFull(t *testing.T) {
 // TestShrinks checks that texts and pages compress about as real ones do.
 func TestShrinks(t *testing.T) {
 	t.Parallel()
-	shape := corpus.Shape{Texts: 100, TextSize: 8000, TablePage: 100, Seed: 3}
+	shape := corpus.Shape{Texts: 100, TextSize: 8000, TablePage: 100, Seed: 3, Text: text(t)}
 	for name, write := range map[string]func(io.Writer) (corpus.Totals, error){"texts": shape.WriteSite, "database": shape.WriteDatabase} {
 		var out counter
 		w, err := flate.NewWriter(&out, flate.BestSpeed)
@@ -123,8 +140,9 @@ func (p pages) WriteAt(b []byte, at int64) (int, error) { return copy(p[at:], b)
 
 func TestChangePages(t *testing.T) {
 	t.Parallel()
+	shape := corpus.Shape{Text: text(t)}
 	data := make(pages, 64*corpus.PageSize)
-	if err := corpus.ChangePages(data, int64(len(data)), 10, 5); err != nil {
+	if err := shape.ChangePages(data, int64(len(data)), 10, 5); err != nil {
 		t.Fatal(err)
 	}
 	changed := 0
@@ -136,7 +154,7 @@ func TestChangePages(t *testing.T) {
 	if changed != 10 {
 		t.Errorf("%d pages changed, want 10", changed)
 	}
-	if err := corpus.ChangePages(data, int64(len(data)), 65, 5); err == nil {
+	if err := shape.ChangePages(data, int64(len(data)), 65, 5); err == nil {
 		t.Error("more pages than the file has: no error")
 	}
 }
@@ -154,11 +172,11 @@ func (b *broken) Write(p []byte) (int, error) {
 func TestWriteFails(t *testing.T) {
 	t.Parallel()
 	w := broken(100_000)
-	if _, err := corpus.Learning(0.01, 1).WriteSite(&w); !errors.Is(err, io.ErrClosedPipe) {
+	if _, err := corpus.Learning(0.01, 1, text(t)).WriteSite(&w); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("error %v, want the writer's", err)
 	}
 	w = broken(100_000)
-	if _, err := corpus.Learning(0.01, 1).WriteDatabase(&w); !errors.Is(err, io.ErrClosedPipe) {
+	if _, err := corpus.Learning(0.01, 1, text(t)).WriteDatabase(&w); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("error %v, want the writer's", err)
 	}
 }
