@@ -18,6 +18,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/direct"
 )
 
 // Distribution finds storage drivers by name in a table of the process and
@@ -53,6 +55,7 @@ type diskDriver struct {
 	driver.StorageDriver
 	root     string
 	unsynced unsynced
+	buffers  direct.Buffers // of uploads
 
 	mu sync.Mutex
 	// durable holds directories whose own entry is known to be on disk.
@@ -225,7 +228,7 @@ func (d *diskDriver) Writer(ctx context.Context, p string, appending bool) (driv
 	var w driver.FileWriter
 	var err error
 	if volatile(p) {
-		w, err = newUploadWriter(d.file(p), appending)
+		w, err = newUploadWriter(d.file(p), appending, &d.buffers)
 	} else {
 		w, err = d.StorageDriver.Writer(ctx, p, appending)
 	}

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -24,6 +23,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/direct"
 )
 
 const (
@@ -156,18 +157,16 @@ func (d *diskDriver) syncEach(paths iter.Seq[string]) error {
 func (d *diskDriver) file(p string) string { return filepath.Join(d.root, filepath.FromSlash(p)) }
 
 // uploadWriter writes an upload in progress. Unlike Distribution's it does not
-// sync: the disk is told to begin writing, and unsynced sees to the rest.
+// sync: what is big goes to the disk at once, past the page cache, for nobody reads
+// it soon; the disk is told to begin writing the rest, and unsynced sees to it all.
 type uploadWriter struct {
 	f    *os.File
-	buf  *bufio.Writer
+	out  *direct.Writer
 	size int64
 	done bool
 }
 
-// uploadBuffer is how much of an upload is handed to the disk at a time.
-const uploadBuffer = 128 << 10
-
-func newUploadWriter(file string, appending bool) (*uploadWriter, error) {
+func newUploadWriter(file string, appending bool, buffers *direct.Buffers) (*uploadWriter, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return nil, err
 	}
@@ -179,15 +178,16 @@ func newUploadWriter(file string, appending bool) (*uploadWriter, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &uploadWriter{f: f, buf: bufio.NewWriterSize(f, uploadBuffer)}
+	w := &uploadWriter{f: f}
 	if w.size, err = f.Seek(0, io.SeekEnd); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	w.out = direct.NewWriter(f, w.size, buffers)
 	return w, nil
 }
 
 func (w *uploadWriter) Write(p []byte) (int, error) {
-	n, err := w.buf.Write(p)
+	n, err := w.out.Write(p)
 	w.size += int64(n)
 	return n, err
 }
@@ -201,7 +201,7 @@ func (w *uploadWriter) Close() error {
 		return nil
 	}
 	w.done = true
-	return errors.Join(w.buf.Flush(), w.f.Close())
+	return errors.Join(w.out.Flush(), w.f.Close())
 }
 
 // Cancel implements driver.FileWriter.
@@ -210,6 +210,7 @@ func (w *uploadWriter) Cancel(context.Context) error {
 		return errors.New("cancel of an upload that was closed")
 	}
 	w.done = true
+	w.out.Release()
 	return errors.Join(w.f.Close(), os.Remove(w.f.Name()))
 }
 
@@ -218,7 +219,7 @@ func (w *uploadWriter) Commit(context.Context) error {
 	if w.done {
 		return errors.New("commit of an upload that was closed")
 	}
-	if err := w.buf.Flush(); err != nil {
+	if err := w.out.Flush(); err != nil {
 		return err
 	}
 	// Only a hint; not every file system takes it.
