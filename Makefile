@@ -44,8 +44,8 @@ bench: deps bench-deps
 
 # The tools that Lifeboat is compared with; does nothing when they are there.
 bench-deps:
-	@if ! { command -v restic && command -v borg; } > /dev/null; then \
-	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends restic borgbackup; fi
+	@if ! { command -v restic && command -v rclone && command -v borg; } > /dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends restic rclone borgbackup; fi
 
 # The hot paths one by one, for benchstat: make hotpaths > old; change; make hotpaths > new; benchstat old new.
 hotpaths:

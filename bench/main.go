@@ -44,7 +44,7 @@ const help = `usage: bench [flags]
   -rounds N         how often everything is measured (default 3; 1 with -paper)
   -scale X          how much data, 1 being 40,000 files of 1.3 GB; 0.05 for a quick look. With -paper,
                     1 is 20 courses
-  -tools LIST       of lifeboat,restic,borg,kopia,docker (default all that are installed)
+  -tools LIST       of lifeboat,restic,restic-http,borg,kopia,docker (default all that are installed)
   -once LIST        tools that are run in the first round only, because they take so long
   -out DIR          where results go (default bench/results)
   -seed N           of the data (default 1)

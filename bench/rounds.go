@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,14 +63,13 @@ func (s *stage) choose(ctx context.Context, o options) (map[string]tool, []strin
 		if o.tools != nil && !slices.Contains(o.tools, name) {
 			continue
 		}
-		if name != "lifeboat" {
-			if _, err := exec.LookPath(name); err != nil {
-				if o.tools != nil {
-					return nil, nil, fmt.Errorf("%s is not installed; run: make bench-deps", name)
-				}
-				s.log.Warn("left out: not installed", "tool", name)
-				continue
+		missing := slices.DeleteFunc(needs(name), func(program string) bool { _, err := exec.LookPath(program); return err == nil })
+		if len(missing) > 0 {
+			if o.tools != nil {
+				return nil, nil, fmt.Errorf("%s is not installed; run: make bench-deps", missing[0])
 			}
+			s.log.Warn("left out: not installed", "tool", name, "missing", missing[0])
+			continue
 		}
 		tools[name] = makers()[name](s)
 		order = append(order, name)
@@ -127,10 +127,14 @@ func turn(order []string, n int) []string {
 	return append(slices.Clone(order[n:]), order[:n]...)
 }
 
-// round measures every step once. The tools' repositories are gone afterwards, and the course.
+// round measures every step once. The tools' repositories and what they restored stay: making files costs
+// a file system more for minutes after many were deleted (ext4), which would be held against who comes next.
 func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n int) (err error) {
 	dir := filepath.Join(s.dir, fmt.Sprintf("round%d", n+1))
 	order := turn(r.Tools, n)
+	if err := s.settle(); err != nil {
+		return err
+	}
 	if n > 0 {
 		order = slices.DeleteFunc(order, func(name string) bool { return slices.Contains(r.Once, name) })
 	}
@@ -171,27 +175,50 @@ func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n 
 			}
 		}
 	}
-	// Removed after all: making files costs a file system more for minutes after
-	// many were deleted (ext4), which would be held against who comes next.
 	for _, name := range order {
 		if err := s.restored(ctx, r, n, name, tools[name], base[name]); err != nil {
 			return err
 		}
 	}
 	for _, name := range order {
-		if err := os.RemoveAll(s.restoreTo(n, name)); err != nil {
-			return err
-		}
-	}
-	for _, name := range order {
-		if err := errors.Join(tools[name].end(ctx), os.RemoveAll(filepath.Join(dir, name))); err != nil {
+		if err := tools[name].end(ctx); err != nil {
 			return fmt.Errorf("end %s: %w", name, err)
 		}
 	}
 	if err := s.imageStep(ctx, r, n, order); err != nil {
 		return err
 	}
-	return errors.Join(s.removeCourse(ctx, number), os.RemoveAll(dir))
+	return s.removeCourse(ctx, number)
+}
+
+// settle makes rounds begin alike: memory free of what the rounds before have left in the page cache, but
+// with the data in it, for the first tool to read them finds them as warm as the last.
+func (s *stage) settle() error {
+	unix.Sync()
+	err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	if err == nil {
+		err = os.WriteFile("/proc/sys/vm/compact_memory", []byte("1"), 0)
+	}
+	if err != nil {
+		return fmt.Errorf("free memory: %w", err)
+	}
+	for _, dir := range []string{s.layer, s.data} {
+		err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			f, err := os.Open(name)
+			if err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, f)
+			return errors.Join(err, f.Close())
+		})
+		if err != nil {
+			return fmt.Errorf("read the data once: %w", err)
+		}
+	}
+	return nil
 }
 
 // note keeps a measurement and tells it. Base is what was in the repository before the first copy.
@@ -308,7 +335,7 @@ func (s *stage) imageStep(ctx context.Context, r *results, n int, order []string
 		if err := s.note(r, n, stepImage, which, stored, 0, o); err != nil {
 			return err
 		}
-		if err := errors.Join(end(), os.RemoveAll(dir)); err != nil {
+		if err := end(); err != nil {
 			return err
 		}
 	}

@@ -27,21 +27,35 @@ type tool interface {
 	commands() []string
 	// sees tells whether a step changes anything that the tool copies.
 	sees(step string) bool
-	// end gives up the repository; its files are removed by the caller.
+	// end gives up the repository; its files go with the stage.
 	end(ctx context.Context) error
 }
 
 // names are all tools in the order of tables.
-func names() []string { return []string{"lifeboat", "restic", "borg", "kopia", "docker"} }
+func names() []string {
+	return []string{"lifeboat", "restic", "restic-http", "borg", "kopia", "docker"}
+}
 
 func makers() map[string]func(*stage) tool {
 	return map[string]func(*stage) tool{
-		"lifeboat": func(s *stage) tool { return &lifeboat{stage: s} },
-		"restic":   func(s *stage) tool { return &restic{stage: s} },
-		"borg":     func(s *stage) tool { return &borg{stage: s} },
-		"kopia":    func(s *stage) tool { return &kopia{stage: s} },
-		"docker":   func(s *stage) tool { return &docker{stage: s} },
+		"lifeboat":    func(s *stage) tool { return &lifeboat{stage: s} },
+		"restic":      func(s *stage) tool { return &restic{stage: s} },
+		"restic-http": func(s *stage) tool { return &restic{stage: s, http: true} },
+		"borg":        func(s *stage) tool { return &borg{stage: s} },
+		"kopia":       func(s *stage) tool { return &kopia{stage: s} },
+		"docker":      func(s *stage) tool { return &docker{stage: s} },
 	}
+}
+
+// needs are the programs that a tool consists of.
+func needs(name string) []string {
+	switch name {
+	case "lifeboat":
+		return nil // built
+	case "restic-http":
+		return []string{"restic", "rclone"}
+	}
+	return []string{name}
 }
 
 // password is that of the repositories of restic, borg and kopia, which hold made-up data for some minutes.
@@ -63,47 +77,6 @@ func versionOf(ctx context.Context, name string, args ...string) (string, error)
 	line, _, _ := strings.Cut(string(out), "\n")
 	return line, nil
 }
-
-// restic with its own defaults in a repository of version 2, which compresses.
-type restic struct {
-	stage *stage
-	dir   string
-}
-
-func (r *restic) env() []string {
-	return []string{"RESTIC_REPOSITORY=" + r.stored(), "RESTIC_PASSWORD=" + password, "RESTIC_CACHE_DIR=" + filepath.Join(r.dir, "cache")}
-}
-
-func (r *restic) prepare(ctx context.Context, dir string) error {
-	r.dir = dir
-	var o outcome
-	_, err := o.measured(command(ctx, r.stage, r.env(), "restic", "init", "--repository-version", "2"), "restic init")
-	return err
-}
-
-func (r *restic) copy(ctx context.Context) (o outcome, err error) {
-	_, err = o.measured(command(ctx, r.stage, r.env(), "restic", "backup", "--quiet", r.stage.layer, r.stage.data), "restic backup")
-	return o, err
-}
-
-func (r *restic) restore(ctx context.Context, to string) (o outcome, err error) {
-	_, err = o.measured(command(ctx, r.stage, r.env(), "restic", "restore", "latest", "--quiet", "--target", to), "restic restore")
-	return o, err
-}
-
-func (r *restic) stored() string { return filepath.Join(r.dir, "repository") }
-
-func (r *restic) version(ctx context.Context) (string, error) {
-	return versionOf(ctx, "restic", "version")
-}
-
-func (r *restic) commands() []string {
-	return []string{"restic init --repository-version 2 (local directory)", "restic backup LAYER VOLUME", "restic restore latest --target DIR"}
-}
-
-func (r *restic) sees(string) bool { return true }
-
-func (r *restic) end(context.Context) error { return nil }
 
 // borg with its default compression and the faster of its keyed hashes.
 type borg struct {
