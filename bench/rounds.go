@@ -127,8 +127,7 @@ func turn(order []string, n int) []string {
 	return append(slices.Clone(order[n:]), order[:n]...)
 }
 
-// round measures every step once. The tools' repositories and what they restored stay: making files costs
-// a file system more for minutes after many were deleted (ext4), which would be held against who comes next.
+// round measures every step once. The tools' repositories are empty afterwards, and the course is gone.
 func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n int) (err error) {
 	dir := filepath.Join(s.dir, fmt.Sprintf("round%d", n+1))
 	order := turn(r.Tools, n)
@@ -188,7 +187,29 @@ func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n 
 	if err := s.imageStep(ctx, r, n, order); err != nil {
 		return err
 	}
-	return s.removeCourse(ctx, number)
+	if err := s.removeCourse(ctx, number); err != nil {
+		return err
+	}
+	for _, name := range order {
+		if err := empty(s.restoreTo(n, name)); err != nil {
+			return err
+		}
+	}
+	return empty(dir)
+}
+
+// empty frees the space of files and leaves them there: making files costs a file system more for minutes
+// after many were deleted (ext4), which would be held against who comes next.
+func empty(dir string) error {
+	return filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		return os.Truncate(name, 0)
+	})
 }
 
 // settle makes rounds begin alike: memory free of what the rounds before have left in the page cache, but

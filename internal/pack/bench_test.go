@@ -18,7 +18,7 @@ func BenchmarkBuild(b *testing.B) {
 		unit := body[at:min(at+16<<10, len(body))]
 		g.Add(r.UnitID(unit), unit)
 	}
-	payload := c.Encode(nil, g)
+	payload := c.Encode(nil, g, pack.Bytes)
 	buf := make([]byte, 0, pack.MaxSize)
 	b.SetBytes(8 * int64(len(body)))
 	b.ReportAllocs()

@@ -13,6 +13,9 @@ const (
 	GroupSize = 1 << 20
 	// MaxGroup is the largest uncompressed group: one unit of the largest size.
 	MaxGroup = dr.MaxUnit
+	// PayloadRoom is how much memory the payload of a group of GroupSize may need
+	// while it is encoded.
+	PayloadRoom = GroupSize + 64
 	// MaxGroupUnits bounds the units of one group that is written.
 	MaxGroupUnits = 4096
 )

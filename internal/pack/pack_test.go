@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"math/rand/v2"
 	"reflect"
@@ -81,7 +82,8 @@ func TestCodecRoundTrip(t *testing.T) {
 		}
 		g := group(body)
 		g.Sorted = rapid.Bool().Draw(t, "sorted")
-		payload := c.Encode(nil, g)
+		scratch := make([]byte, 0, rapid.SampledFrom([]int{0, pack.PayloadRoom}).Draw(t, "scratch"))
+		payload := c.Encode(scratch, g, rapid.SampledFrom([]pack.Effort{pack.Bytes, pack.Time}).Draw(t, "effort"))
 		if len(payload) > len(body)+1 {
 			t.Fatalf("%d bytes became %d", len(body), len(payload))
 		}
@@ -103,10 +105,10 @@ func TestCodecRoundTrip(t *testing.T) {
 func TestCodecDoesNotCompressNoise(t *testing.T) {
 	t.Parallel()
 	c := newCodec(t)
-	if p := c.Encode(nil, group(noise(1, 1<<20))); len(p) != 1<<20+1 || p[0] != 0 {
+	if p := c.Encode(nil, group(noise(1, 1<<20)), pack.Bytes); len(p) != 1<<20+1 || p[0] != 0 {
 		t.Errorf("noise: %d bytes, codec %d", len(p), p[0])
 	}
-	if p := c.Encode(nil, group(text(1<<20))); len(p) > 1<<16 || p[0] != 1 {
+	if p := c.Encode(nil, group(text(1<<20)), pack.Bytes); len(p) > 1<<16 || p[0] != 1 {
 		t.Errorf("text: %d bytes, codec %d", len(p), p[0])
 	}
 	if !pack.Compressible(text(100)) || !pack.Compressible(text(100<<10)) || pack.Compressible(noise(1, 100<<10)) {
@@ -122,12 +124,57 @@ func TestCodecDoesNotCompressNoise(t *testing.T) {
 	}
 }
 
+// What has no repetitions and few different characters shrinks: mail attachments,
+// dumps, tokens.
+func TestCodecCompressesCharacters(t *testing.T) {
+	t.Parallel()
+	c := newCodec(t)
+	random := noise(1, 1<<20)
+	for name, x := range map[string]struct {
+		body []byte
+		most int // per cent
+	}{
+		"hexadecimal": {[]byte(hex.EncodeToString(random[:1<<19])), 52},
+		"base64":      {[]byte(base64.StdEncoding.EncodeToString(random[:3<<18])), 77},
+	} {
+		for _, e := range []pack.Effort{pack.Bytes, pack.Time} {
+			p := c.Encode(make([]byte, 0, pack.PayloadRoom), group(x.body), e)
+			if share := 100 * len(p) / len(x.body); share > x.most {
+				t.Errorf("%s, effort %d: %d %% are left", name, e, share)
+			}
+		}
+	}
+}
+
+// TestCodecFast: with time at stake another format is chosen, which needs no more
+// memory than it was given.
+func TestCodecFast(t *testing.T) {
+	t.Parallel()
+	c := newCodec(t)
+	g, scratch := group(text(pack.GroupSize)), make([]byte, 0, pack.PayloadRoom)
+	if p := c.Encode(scratch, g, pack.Time); p[0] != 2 || &p[0] != &scratch[:1][0] {
+		t.Errorf("codec %d, its own memory %v", p[0], &p[0] != &scratch[:1][0])
+	}
+	if p := c.Encode(nil, g, pack.Time); p[0] != 1 {
+		t.Errorf("without memory: codec %d", p[0])
+	}
+	if p := c.Encode(scratch, group(noise(1, 1<<20)), pack.Time); p[0] != 0 {
+		t.Errorf("noise: codec %d", p[0])
+	}
+}
+
 // A decompression bomb must not take more memory than the index allows
 // (invariant 10).
 func TestCodecBoundsABomb(t *testing.T) {
 	t.Parallel()
 	c := newCodec(t)
-	bomb := c.Encode(nil, group(make([]byte, pack.MaxGroup)))
+	for _, e := range []pack.Effort{pack.Bytes, pack.Time} {
+		boundsABomb(t, c, c.Encode(make([]byte, 0, pack.MaxGroup+64), group(make([]byte, pack.MaxGroup)), e))
+	}
+}
+
+func boundsABomb(t *testing.T, c *pack.Codec, bomb []byte) {
+	t.Helper()
 	if len(bomb) > 4096 {
 		t.Fatalf("the bomb has %d bytes", len(bomb))
 	}
@@ -173,7 +220,7 @@ func build(t testing.TB, r *seal.Ring, c *pack.Codec, unit int, bodies ...[]byte
 			g.Add(r.UnitID(body[:n]), body[:n])
 			body = body[n:]
 		}
-		b.Add(c.Encode(nil, g), g.Units)
+		b.Add(c.Encode(nil, g, pack.Bytes), g.Units)
 	}
 	blob, info := b.Finish()
 	info.Digest = sha256.Sum256(blob)
@@ -420,8 +467,9 @@ func FuzzIndex(f *testing.F) {
 
 func FuzzCodec(f *testing.F) {
 	c := newCodec(f)
-	f.Add(c.Encode(nil, group(text(1000))), 1000)
-	f.Add(c.Encode(nil, group(noise(1, 1000))), 1000)
+	f.Add(c.Encode(nil, group(text(1000)), pack.Bytes), 1000)
+	f.Add(c.Encode(nil, group(noise(1, 1000)), pack.Bytes), 1000)
+	f.Add(c.Encode(make([]byte, 0, pack.PayloadRoom), group(text(1000)), pack.Time), 1000)
 	f.Fuzz(func(t *testing.T, payload []byte, plain int) {
 		if got, err := c.Decode(nil, payload, plain); err == nil && len(got) != plain {
 			t.Fatalf("%d bytes instead of %d", len(got), plain)
@@ -432,17 +480,19 @@ func FuzzCodec(f *testing.F) {
 func BenchmarkEncode(b *testing.B) {
 	c := newCodec(b)
 	for name, body := range map[string][]byte{"text": mixedText(), "noise": noise(1, 1<<20)} {
-		b.Run(name, func(b *testing.B) {
-			b.SetBytes(int64(len(body)))
-			b.ReportAllocs()
-			dst := make([]byte, 0, 2<<20)
-			g := group(body)
-			var n int
-			for b.Loop() {
-				n = len(c.Encode(dst, g))
-			}
-			b.ReportMetric(float64(n)/float64(len(body)), "ratio")
-		})
+		for effort, e := range map[string]pack.Effort{"bytes": pack.Bytes, "time": pack.Time} {
+			b.Run(name+"/"+effort, func(b *testing.B) {
+				b.SetBytes(int64(len(body)))
+				b.ReportAllocs()
+				dst := make([]byte, 0, 2<<20)
+				g := group(body)
+				var n int
+				for b.Loop() {
+					n = len(c.Encode(dst, g, e))
+				}
+				b.ReportMetric(float64(n)/float64(len(body)), "ratio")
+			})
+		}
 	}
 }
 

@@ -25,11 +25,15 @@ type finished struct {
 // compress takes groups, compresses them, and seals them into the pack that is
 // being filled. One runs for each core.
 func (w *Writer) compress(queue <-chan *pack.Group) error {
-	payload := make([]byte, 0, pack.GroupSize+pack.GroupOverhead)
-	for g := range queue {
+	payload := make([]byte, 0, pack.PayloadRoom)
+	for {
+		g, waiting, ok := take(queue)
+		if !ok {
+			return nil
+		}
 		err := w.ctx.Err()
 		if err == nil {
-			err = w.assemble(w.repo.codec.Encode(payload, g), g)
+			err = w.assemble(w.repo.codec.Encode(payload, g, w.effort.choose(waiting)), g)
 		}
 		w.recycle(g)
 		if err != nil {
@@ -43,7 +47,17 @@ func (w *Writer) compress(queue <-chan *pack.Group) error {
 			return err
 		}
 	}
-	return nil
+}
+
+// take returns the next group, and whether it was waiting; false at the end.
+func take(queue <-chan *pack.Group) (g *pack.Group, waiting, ok bool) {
+	select {
+	case g, ok = <-queue:
+		return g, true, ok
+	default:
+		g, ok = <-queue
+		return g, false, ok
+	}
 }
 
 // groupClasses are the sizes of the memory of groups: pack.GroupSize, and twice
@@ -146,7 +160,9 @@ func (w *Writer) sendPack(f finished) error {
 	f.info.Digest = sha256.Sum256(f.blob)
 	d := digestOf(f.info.Digest)
 	lent := &lentBytes{b: f.blob}
+	w.effort.sending.Add(1)
 	sent, err := w.repo.st.PutBlob(w.ctx, d, f.info.Size, lent.open)
+	w.effort.sending.Add(-1)
 	lent.takeBack()
 	if err != nil {
 		return fmt.Errorf("send pack %s: %w", d, err)
@@ -157,6 +173,7 @@ func (w *Writer) sendPack(f finished) error {
 		default:
 		}
 	}
+	w.effort.sent.Add(1)
 	w.mu.Lock()
 	w.stats.BytesSent += sent
 	w.stats.Packs++

@@ -80,6 +80,7 @@ type Writer struct {
 	repo   *Repo
 	opts   WriterOptions
 	limits limits
+	effort effort
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	tasks  *errgroup.Group
