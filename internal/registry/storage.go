@@ -19,7 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"lifeboat/internal/direct"
+	"lifeboat/internal/registry/direct"
 )
 
 // Distribution finds storage drivers by name in a table of the process and

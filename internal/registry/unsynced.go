@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"lifeboat/internal/direct"
+	"lifeboat/internal/registry/direct"
 )
 
 const (

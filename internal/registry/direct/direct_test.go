@@ -12,7 +12,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"lifeboat/internal/direct"
+	"lifeboat/internal/registry/direct"
 )
 
 var noise = func() []byte {
