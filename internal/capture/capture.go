@@ -106,7 +106,7 @@ type ExtraTree struct {
 }
 
 // DefaultSecureBytes is Options.SecureBytes where none is given.
-const DefaultSecureBytes = 48 << 20
+const DefaultSecureBytes = 40 << 20
 
 // Progress is told how far a run is. Calls may come from several goroutines.
 // No call comes while anything is frozen.

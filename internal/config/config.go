@@ -32,7 +32,7 @@ const (
 	DefaultPath         = "/etc/lifeboat/lifeboat.yaml"
 	DefaultStateDir     = "/var/lib/lifeboat"
 	DefaultFreezeMax    = 5 * time.Second
-	DefaultSecureBuffer = 48 << 20 // bytes
+	DefaultSecureBuffer = 40 << 20 // bytes
 )
 
 // Bounds of what the file may say.

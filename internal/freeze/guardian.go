@@ -68,7 +68,6 @@ func GuardianMain(cfg GuardianConfig) int {
 		g.send(kindBroken, int64(why))
 		return 1
 	}
-	debug.FreeOSMemory() // most of what the program's start left is garbage; it would be locked
 	g.send(kindReady, int64(g.harden()))
 	g.watch()
 	return 0
