@@ -22,7 +22,7 @@ import (
 )
 
 // TestModel: two hosts with two systems each work on their trees, take
-// snapshots, restore, forget and collect in any order, at once, killed anywhere,
+// snapshots, restore, forget, compact, collect, mirror and repair in any order, at once, killed anywhere,
 // with a registry that loses nothing that it confirmed and removes at once what
 // nothing names. After each step what is visible is what was taken and not
 // forgotten; each restore is compared in full, and at the end everything is
@@ -49,7 +49,7 @@ func TestModel(t *testing.T) {
 			"begin": w.beginOpen, "commit": w.commitOpen,
 			"restore": w.restore, "restore in place": w.restoreInPlace, "restore live": w.restoreLive, "restore one file": w.restoreOne,
 			"forget": w.forget, "collect": w.collect, "registry": w.registry, "time": w.time,
-			"rotate": w.rotate, "lose": w.lose, "": w.check,
+			"rotate": w.rotate, "lose": w.lose, "mirror": w.mirrored, "damage": w.damage, "": w.check,
 		})
 		w.everything(rt)
 	})
@@ -333,6 +333,9 @@ func (w *world) forget(rt *rapid.T) {
 
 func (w *world) collect(rt *rapid.T) {
 	o := repo.CollectOptions{Grace: rapid.SampledFrom([]time.Duration{0, 0, repo.DefaultGrace}).Draw(rt, "grace"), Now: func() time.Time { return w.clock }}
+	if rapid.Bool().Draw(rt, "compact") {
+		o.Compact = &repo.CompactOptions{MaxUnused: rapid.Float64Range(0, 0.5).Draw(rt, "unused")}
+	}
 	w.fail(rt, w.as(rt, rapid.SampledFrom(hosts).Draw(rt, "host"), func(ctx context.Context, r *repo.Repo) error {
 		_, err := r.Collect(ctx, o)
 		return err

@@ -20,6 +20,7 @@ import (
 	"lifeboat/internal/repo/repotest"
 	"lifeboat/internal/store"
 	"lifeboat/internal/store/faults"
+	"lifeboat/internal/store/memstore"
 	"lifeboat/internal/tree"
 	"lifeboat/lab/treecmp"
 )
@@ -46,15 +47,16 @@ type captured struct {
 
 // world is the model and what it is compared with.
 type world struct {
-	t     *testing.T
-	bed   *repotest.Bed
-	dir   string
-	clock time.Time // of the collector
-	next  time.Time // of the next snapshot; unique
-	known map[int64]*captured
-	runs  []*run // open over other steps
-	n     int    // of directories
-	aged  bool   // the captures' clock is ahead, so that nothing on disk is young
+	t      *testing.T
+	bed    *repotest.Bed
+	dir    string
+	clock  time.Time // of the collector
+	next   time.Time // of the next snapshot; unique
+	known  map[int64]*captured
+	runs   []*run          // open over other steps
+	n      int             // of directories
+	mirror *memstore.Store // an exact copy, as new as its last run
+	aged   bool            // the captures' clock is ahead, so that nothing on disk is young
 }
 
 func newWorld(t *testing.T, rt *rapid.T, bed *repotest.Bed) *world {
@@ -66,7 +68,7 @@ func newWorld(t *testing.T, rt *rapid.T, bed *repotest.Bed) *world {
 		bed.Store.Unchecked()
 	}
 	now := time.Now().UTC()
-	w := &world{t: t, bed: bed, dir: dir, clock: now, next: now.Add(-1000 * time.Hour), known: map[int64]*captured{}, aged: rapid.Bool().Draw(rt, "aged")}
+	w := &world{t: t, bed: bed, dir: dir, clock: now, next: now.Add(-1000 * time.Hour), known: map[int64]*captured{}, mirror: memstore.New(), aged: rapid.Bool().Draw(rt, "aged")}
 	for _, h := range hosts {
 		for _, s := range systems {
 			for _, k := range treeKeys {
@@ -175,10 +177,13 @@ func (w *world) fail(rt *rapid.T, err error) {
 }
 
 // observer opens the repository as somebody who remembers and caches nothing.
-func (w *world) observer(rt *rapid.T) *repo.Repo {
+func (w *world) observer(rt *rapid.T) *repo.Repo { return w.observerOf(rt, w.bed.Store) }
+
+// observerOf opens the repository in one registry.
+func (w *world) observerOf(rt *rapid.T, st store.Store) *repo.Repo {
 	o := w.bed.Options("observer")
 	o.StateDir, o.CacheDir, o.Location, o.Host = "", "", "", nil
-	r, err := repo.Open(w.t.Context(), w.bed.Store, o)
+	r, err := repo.Open(w.t.Context(), st, o)
 	if err != nil {
 		rt.Fatal(err)
 	}

@@ -319,7 +319,11 @@ func (c *structure) manifest(ctx context.Context, n need) error {
 		c.harm.manifest(n, n.Digest)
 		return c.concerns(n, n.Digest, err)
 	}
-	if err := c.blob(ctx, n, pm.index); err != nil {
+	err = c.blob(ctx, n, pm.index)
+	if err == nil && r.knownBad(pm.index.Digest) {
+		err = c.indexAgain(ctx, pm) // for the cache of it says nothing of the stored one
+	}
+	if err != nil {
 		c.harm.manifest(n, pm.index.Digest)
 		return c.concerns(n, pm.index.Digest, err)
 	}
@@ -350,6 +354,18 @@ func (c *structure) manifest(ctx context.Context, n need) error {
 		}
 	}
 	return nil
+}
+
+// indexAgain reads an index that was found damaged before.
+func (c *structure) indexAgain(ctx context.Context, pm *packManifest) error {
+	if err := c.repo.proveIndex(ctx, pm); err != nil {
+		return err
+	}
+	raw, err := rawDigest(pm.index.Digest)
+	if err == nil {
+		c.repo.notePack(raw, true)
+	}
+	return err
 }
 
 // again reads a pack that was found damaged before.

@@ -63,6 +63,31 @@ func injuries(t *testing.T) map[string]injury {
 	}
 }
 
+// cachedIndex damages a stored index of which the host that repairs has a sound cache.
+func cachedIndex(w *ward) {
+	if _, err := w.bed.Host("main").Verify(w.t.Context(), nil); err != nil {
+		w.t.Fatal(err)
+	}
+	l := w.layer("s.shop.1", 0)
+	b := blobBytes(w.t, w.bed.Store, l.Digest, l.Size)
+	b[len(b)/2] ^= 1
+	w.bed.Store.Corrupt(l.Digest, b)
+}
+
+// TestRepairOfACachedIndex: that a host has a sound cache of an index is no reason to
+// take the stored one for sound.
+func TestRepairOfACachedIndex(t *testing.T) {
+	t.Parallel()
+	w := newWard(t)
+	before := w.readable()
+	cachedIndex(w)
+	in := injury{copied: true}
+	if _, err := w.treat(t.Context(), in, w.bed, w.bed.Store); err != nil {
+		t.Fatal(err)
+	}
+	w.healed(in, before)
+}
+
 // treat runs one repair by the host main over a store.
 func (w *ward) treat(ctx context.Context, in injury, b *repotest.Bed, st store.Store) (*repo.Repaired, error) {
 	o := repo.RepairOptions{Read: true, DropDamaged: in.drop}
