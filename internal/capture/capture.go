@@ -25,6 +25,7 @@ import (
 	"lifeboat/internal/ledger"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/site"
+	"lifeboat/internal/store"
 )
 
 // Engine is what capture needs of the container engine.
@@ -200,6 +201,7 @@ type run struct {
 	parent  *repo.Snapshot
 	preader *repo.Reader
 	proot   *dr.Root
+	hurt    bool // the parent is not whole in the registry
 	system  *engine.System
 	bringup *site.Bringup
 	writer  *repo.Writer
@@ -240,8 +242,8 @@ func (r *run) do(ctx context.Context) (*Result, error) {
 	r.writer, err = r.deps.Repo.NewWriter(ctx, repo.WriterOptions{System: r.opts.System, Parent: r.parent})
 	if errors.Is(err, repo.ErrParentDamaged) {
 		// What is lost in the registry is in the live system still.
-		r.deps.Log.Warn("the parent snapshot is damaged; everything is read and stored again", "parent", r.parent.ID.Short(), "error", err)
-		r.proot = nil
+		r.deps.Log.Warn("the parent snapshot is damaged; what is lost of it is read and stored again", "parent", r.parent.ID.Short(), "error", err)
+		r.hurt = true
 		r.writer, err = r.deps.Repo.NewWriter(ctx, repo.WriterOptions{System: r.opts.System})
 	}
 	if err != nil {
@@ -374,12 +376,23 @@ func (r *run) resolveParent(ctx context.Context) error {
 	return r.openParent(ctx)
 }
 
+// openParent reads the description of the parent. Where that is damaged or gone
+// the new snapshot is made without it.
 func (r *run) openParent(ctx context.Context) (err error) {
-	if r.preader, err = r.deps.Repo.NewReader(ctx, r.parent); err != nil {
+	if r.preader, err = r.deps.Repo.NewReader(ctx, r.parent); err == nil {
+		r.proot, err = r.preader.Root(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil || !errors.Is(err, dr.ErrTampered) && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrDigestMismatch) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("parent snapshot %s: %w", r.parent.ID.Short(), err)
 	}
-	if r.proot, err = r.preader.Root(ctx); err != nil {
-		return fmt.Errorf("parent snapshot %s: %w", r.parent.ID.Short(), err)
+	r.deps.Log.Warn("the description of the parent snapshot is damaged; the system is described anew", "parent", r.parent.ID.Short(), "error", err)
+	r.hurt = true
+	if r.preader != nil {
+		r.preader.Close()
+		r.preader = nil
 	}
 	return nil
 }
@@ -501,7 +514,7 @@ func (r *run) nothingNew(root *dr.Root) bool {
 	}
 	known := map[treeHash]bool{}
 	roots := r.opts.Known
-	if r.proot != nil {
+	if r.proot != nil && !r.hurt { // what is lost of it is kept by nothing else
 		roots = append(slices.Clone(roots), r.proot)
 	}
 	for _, k := range roots {

@@ -41,6 +41,9 @@ func (r *run) captureImages(ctx context.Context) error {
 func (r *run) reuseKnown(ctx context.Context, im engine.Image, others *otherImages) (dr.Image, bool, error) {
 	old, ok, err := r.knownImage(ctx, im)
 	from := r.preader
+	if err != nil && r.hurt && ctx.Err() == nil { // its record may be what is lost
+		ok, err = false, nil
+	}
 	if err == nil && !ok {
 		old, from, ok, err = others.find(ctx, im)
 	}
@@ -48,8 +51,8 @@ func (r *run) reuseKnown(ctx context.Context, im engine.Image, others *otherImag
 		return dr.Image{}, false, err
 	}
 	ok, err = r.reuseImage(ctx, old, from)
-	if err != nil && from != r.preader && ctx.Err() == nil {
-		r.deps.Log.Warn("an image is read again: another system's record of it cannot be used", "image", name(im), "error", err)
+	if err != nil && (r.hurt || from != r.preader) && ctx.Err() == nil {
+		r.deps.Log.Warn("an image is read again: the record of it cannot be used", "image", name(im), "error", err)
 		ok, err = false, nil
 	}
 	old.ID, old.Tags, old.Digests = im.ID, im.Tags, im.Digests

@@ -54,8 +54,11 @@ func (w *Writer) commit(ctx context.Context, root *dr.Root, info CommitInfo) (*S
 	if err := w.flush(ctx); err != nil {
 		return nil, err
 	}
-	needs, err := w.consolidate(ctx, w.needed())
+	needs, err := w.replaceHurt(ctx, w.needed())
 	if err != nil {
+		return nil, err
+	}
+	if needs, err = w.consolidate(ctx, needs); err != nil {
 		return nil, err
 	}
 	if err := w.ensureAll(ctx, needs); err != nil {

@@ -39,7 +39,7 @@ func (r *Repo) newRewriter(ctx context.Context) (*rewriter, error) {
 		}
 		// What other runs have left may be large, and would be named as a whole.
 		list = slices.DeleteFunc(list, func(n need) bool { return pending[n.Digest] != compactionRuns })
-		return w.addSources(ctx, list)
+		return w.addSources(ctx, list, nil, false)
 	})
 	if err != nil {
 		return nil, err

@@ -405,15 +405,17 @@ func (c *structure) blob(ctx context.Context, _ need, b blob) error {
 }
 
 // lookAtBlob asks for the last byte: a blob that was cut off has none there.
-func (r *Repo) lookAtBlob(ctx context.Context, b blob) error {
-	ok, err := r.st.HasBlob(ctx, b.Digest)
+func (r *Repo) lookAtBlob(ctx context.Context, b blob) error { return lookAtBlobOf(ctx, r.st, b) }
+
+func lookAtBlobOf(ctx context.Context, st store.Store, b blob) error {
+	ok, err := st.HasBlob(ctx, b.Digest)
 	if err == nil && !ok {
 		err = store.ErrNotFound
 	}
 	if err != nil {
 		return err
 	}
-	src, err := r.st.GetBlob(ctx, b.Digest, b.Size, b.Size-1, 1)
+	src, err := st.GetBlob(ctx, b.Digest, b.Size, b.Size-1, 1)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ type Loss struct {
 }
 
 // lossBlobs bounds Loss.Blobs.
-const lossBlobs = 8
+const lossBlobs = 1024
 
 // Losses calls fn for everything that snapshots lose by the damage that was
 // found, snapshot by snapshot in the order of systems and numbers, within a

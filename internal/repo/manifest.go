@@ -225,7 +225,7 @@ func (w *Writer) readWhole(ctx context.Context, s *source) error {
 }
 
 // merge pushes one manifest of the packs of as many of the sources, from the
-// first on, as fit into one.
+// first on, as fit into one. Of what is not whole it names the sound packs.
 func (w *Writer) merge(ctx context.Context, list []*source) (merged *source, taken int, err error) {
 	type place struct {
 		s *source
@@ -240,7 +240,7 @@ func (w *Writer) merge(ctx context.Context, list []*source) (merged *source, tak
 			if err != nil {
 				return nil, 0, err
 			}
-			if !seen[p.Digest] {
+			if !seen[p.Digest] && !s.without[i] {
 				add = append(add, place{s, p})
 			}
 		}
@@ -253,7 +253,7 @@ func (w *Writer) merge(ctx context.Context, list []*source) (merged *source, tak
 		all = append(all, add...)
 		taken++
 	}
-	if taken == 1 {
+	if taken == 1 && !list[0].hurt {
 		return list[0], 1, nil // nothing else fits beside it
 	}
 	var packs []blob

@@ -47,7 +47,7 @@ func (p *repairer) units(ctx context.Context, x *Examination) (more bool, err er
 		return false, err
 	}
 	if !p.opts.DryRun {
-		if m.w, err = p.repo.NewWriter(ctx, WriterOptions{System: hurt[0].System}); err != nil {
+		if m.w, err = p.repo.newWriter(ctx, WriterOptions{System: hurt[0].System}, (*Writer).findWhole); err != nil {
 			return false, err
 		}
 		defer m.w.Close()

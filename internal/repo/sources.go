@@ -22,6 +22,11 @@ type source struct {
 	used    atomic.Bool // holds units of the new snapshot
 	skip    sync.Map    // groups that could not be read now
 	liar    atomic.Bool // a group is not what the index says
+	// hurt: the manifest is not whole, and units are found in its sound packs only,
+	// those that are not in without. A snapshot names another manifest of these in
+	// its place (replaceHurt).
+	hurt    bool
+	without map[uint32]bool
 }
 
 const (
@@ -32,7 +37,12 @@ const (
 	sourceTries = 4
 )
 
-func (w *Writer) findSources(ctx context.Context) error {
+func (w *Writer) findSources(ctx context.Context) error { return w.findIn(ctx, true) }
+
+// findWhole is findSources that leaves out pack manifests which are not whole.
+func (w *Writer) findWhole(ctx context.Context) error { return w.findIn(ctx, false) }
+
+func (w *Writer) findIn(ctx context.Context, hurtToo bool) error {
 	r := w.repo
 	lost, err := r.state.listLost()
 	if err != nil {
@@ -52,10 +62,19 @@ func (w *Writer) findSources(ctx context.Context) error {
 			return fmt.Errorf("parent %s: %w", w.opts.Parent.ID.Short(), err)
 		}
 		var foreign []*index
-		for _, ix := range ixs {
+		for _, ix := range ixs { // all of them, so that they are given back
 			w.sources = append(w.sources, &source{index: ix, carried: true})
 			if !ix.allRead() {
 				foreign = append(foreign, ix)
+			}
+		}
+		for _, ix := range ixs {
+			bad, err := r.knownBadPacks(ix)
+			if err != nil {
+				return err
+			}
+			if len(bad) > 0 { // an examination that was cut off has found it
+				return fmt.Errorf("parent %s: packs of pack manifest %s were found damaged: %w", p.ID.Short(), ix.need.Digest, ErrParentDamaged)
 			}
 		}
 		if len(foreign) > 0 {
@@ -76,16 +95,17 @@ func (w *Writer) findSources(ctx context.Context) error {
 	}
 	var more []need
 	for _, n := range append(pending, others...) {
-		if !seen[n.Digest] && !lost[n.Digest] && len(seen) < maxSources {
+		if !seen[n.Digest] && (hurtToo || !lost[n.Digest]) && len(seen) < maxSources {
 			seen[n.Digest] = true
 			more = append(more, n)
 		}
 	}
-	return w.addSources(ctx, more)
+	return w.addSources(ctx, more, lost, hurtToo)
 }
 
-// addSources opens indexes. What cannot be opened only costs sending again.
-func (w *Writer) addSources(ctx context.Context, list []need) error {
+// addSources opens indexes. What cannot be opened only costs sending again. Of
+// what is not whole the sound packs are used, or with hurtToo unset nothing.
+func (w *Writer) addSources(ctx context.Context, list []need, lost map[digest.Digest]bool, hurtToo bool) error {
 	found := make([]*source, len(list))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchParallel)
@@ -95,6 +115,16 @@ func (w *Writer) addSources(ctx context.Context, list []need) error {
 			switch {
 			case err == nil:
 				found[i] = &source{index: ix}
+				bad, err := w.repo.knownBadPacks(ix)
+				if err != nil || !lost[n.Digest] && len(bad) == 0 {
+					return err
+				}
+				if !hurtToo {
+					found[i] = nil
+					w.repo.idx.put(ix)
+					return nil
+				}
+				return w.lookHurt(gctx, found[i])
 			case about(err):
 				w.repo.log.Warn("not used for deduplication", "manifest", n.Digest, "error", err)
 			default:
@@ -206,7 +236,7 @@ func (w *Writer) find(ctx context.Context, ref dr.UnitRef, prove bool) (*source,
 	for k := range sources {
 		at := (hint + k) % len(sources)
 		s := sources[at]
-		loc, ok, err := s.Lookup(ref.ID)
+		group, ok, err := s.locate(ref)
 		if err != nil {
 			// The file is disposable: it is made anew by the next writer, and until
 			// then its units are sent again.
@@ -215,14 +245,14 @@ func (w *Writer) find(ctx context.Context, ref dr.UnitRef, prove bool) (*source,
 			}
 			continue
 		}
-		if !ok || loc.Len != ref.Len {
+		if !ok {
 			continue
 		}
-		if s.wasRead(loc.Group) {
+		if s.wasRead(group) {
 			w.hint.Store(int64(at))
 			return s, nil
 		}
-		list = append(list, unread{s, loc.Group})
+		list = append(list, unread{s, group})
 	}
 	if !prove {
 		return nil, nil
@@ -298,7 +328,7 @@ func (w *Writer) Have(id dr.UnitID) bool {
 	w.srcMu.RLock()
 	defer w.srcMu.RUnlock()
 	for _, s := range w.sources {
-		if loc, ok, err := s.Lookup(id); err == nil && ok && s.wasRead(loc.Group) {
+		if loc, ok, err := s.Lookup(id); err == nil && ok && s.usable(loc.Group) && s.wasRead(loc.Group) {
 			return true
 		}
 	}
