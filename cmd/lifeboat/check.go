@@ -16,13 +16,14 @@ that it names exists with the right size. Data is not read: verify does that. Wh
 this host has found damaged by reading is read again.
 
 It says which files of which snapshots are hit by what is damaged or gone: of each
-damage the first ten, with --json all of them.
+damage the first ten, with --json all of them (in "hit", by snapshot; one that
+loses the same as an earlier one names that in "same_as" and lists nothing).
 
 The exit code is 3 where the only problems are tags that hold something of
 somebody else's: every snapshot is whole. It is 1 where something that Lifeboat
 stored is damaged or gone.`,
 		Example: `  lifeboat check
-  lifeboat check --json | jq '.hit[] | .tag, .losses[].path'`,
+  lifeboat check --json | jq -r '.hit[] | .tag, .same_as // empty, .losses[].path'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.runExamine(cmd.Context(), "check", "", repo.ExamineOptions{})

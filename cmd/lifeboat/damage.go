@@ -99,6 +99,8 @@ func (a *app) damageAnswer(ctx context.Context, x *repo.Examination) (ans checkA
 			return ans, foreign, err
 		}
 		a.UI().Warn("what is hit could not be found out in full: %v", err)
+		ans.Hit = b.list()
+		return ans, foreign, nil // which systems lose nothing is not known then
 	}
 	ans.Hit = b.close()
 	return ans, foreign, nil
@@ -113,25 +115,24 @@ type checkAnswer struct {
 	Read *readAnswer   `json:"read,omitempty"`
 }
 
-// damage is one stored thing that is not whole, with every snapshot that needs
-// it.
+// damage is one stored thing that is not whole. Of a blob Systems, Snapshots and
+// Tags are those that lose something by it; where that could not be found out,
+// all that list it.
 type damage struct {
 	Blob      string          `json:"blob,omitempty"`
 	Error     string          `json:"error"`
 	Systems   []dr.System     `json:"systems"`
 	Snapshots []dr.SnapshotID `json:"snapshots"`
 	Tags      []string        `json:"tags"`
-	// Objects and Files are what is hit of the newest of these snapshots, the
-	// first of it; Hit has all.
-	Objects      []string `json:"objects"`
-	Files        []string `json:"files"`
-	FurtherFiles int      `json:"further_files"`
+	// Hits say what is hit in which snapshots, the first of it; the answer's Hit has
+	// all. Objects and Files are those of the last of them.
+	Hits         []damageHit `json:"hits"`
+	Objects      []string    `json:"objects"`
+	Files        []string    `json:"files"`
+	FurtherFiles int         `json:"further_files"`
 
 	newest *repo.Problem
 }
-
-// listedFiles bounds how many files a damage lists.
-const listedFiles = 10
 
 // gather puts the problems of one stored thing together.
 func gather(problems []repo.Problem) []damage {
@@ -152,7 +153,7 @@ func gather(problems []repo.Problem) []damage {
 			at[key] = n
 			out = append(out, damage{
 				Blob: p.Blob, Error: redact.String(p.Err.Error()), Systems: []dr.System{}, Snapshots: []dr.SnapshotID{}, Tags: []string{},
-				Objects: []string{}, Files: []string{},
+				Objects: []string{}, Files: []string{}, Hits: []damageHit{},
 			})
 		}
 		d := &out[n]
@@ -175,24 +176,7 @@ func checkViews(ans checkAnswer, problems []repo.Problem) []ui.View {
 	}
 	var views []ui.View
 	for _, d := range ans.Damaged {
-		f := ui.Fields{{Name: "damaged", Value: cmp.Or(d.Blob, strings.Join(d.Tags, ", "))}, {Name: "because", Value: d.Error}}
-		if n := len(d.Tags); d.Blob != "" && n > 0 {
-			tags := d.Tags[0]
-			if n > 1 {
-				tags = fmt.Sprintf("%s to %s, %d in all", d.Tags[0], d.Tags[n-1], n)
-			}
-			f = append(f, ui.Field{Name: "snapshots", Value: tags})
-		}
-		for _, o := range d.Objects {
-			f = append(f, ui.Field{Name: "hit", Value: o})
-		}
-		for _, file := range d.Files {
-			f = append(f, ui.Field{Name: "hit", Value: file})
-		}
-		if d.FurtherFiles > 0 {
-			f = append(f, ui.Field{Name: "", Value: fmt.Sprintf("and %d more files", d.FurtherFiles)})
-		}
-		views = append(views, f)
+		views = append(views, damageView(&d))
 	}
 	t := ui.Table{Columns: []ui.Column{{Title: "not Lifeboat's", Elastic: true}}}
 	for _, p := range problems {
@@ -204,6 +188,32 @@ func checkViews(ans checkAnswer, problems []repo.Problem) []ui.View {
 		views = append(views, t)
 	}
 	return views
+}
+
+func damageView(d *damage) ui.View {
+	f := ui.Fields{{Name: "damaged", Value: cmp.Or(d.Blob, strings.Join(d.Tags, ", "))}, {Name: "because", Value: d.Error}}
+	others := slices.DeleteFunc(slices.Clone(d.Tags), isSnapshotTag)
+	switch {
+	case d.Blob == "":
+	case len(d.Hits) > 0:
+		for i := range d.Hits {
+			f = append(f, ui.Field{Name: "hit", Value: d.Hits[i].text()})
+		}
+		return f
+	case len(d.Snapshots) > 0: // what of them is hit is not known
+		f = append(f, ui.Field{Name: "needed by", Value: tagRanges(d.Tags)})
+	case len(others) > 0:
+		f = append(f, ui.Field{Name: "tag", Value: strings.Join(others, ", ")})
+	default:
+		f = append(f, ui.Field{Name: "hit", Value: "nothing that a snapshot still uses"})
+	}
+	for _, o := range slices.Concat(d.Objects, d.Files) {
+		f = append(f, ui.Field{Name: "hit", Value: o})
+	}
+	if d.FurtherFiles > 0 {
+		f = append(f, ui.Field{Name: "", Value: fmt.Sprintf("and %d more files", d.FurtherFiles)})
+	}
+	return f
 }
 
 // adviceOf says what mends damage.

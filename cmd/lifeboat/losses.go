@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -16,6 +15,9 @@ import (
 // bounded; the rest is counted.
 const lossLimit = 200_000
 
+// listedBlobs bounds how many blobs at fault a loss lists.
+const listedBlobs = 8
+
 // hitSnapshot is a snapshot that loses something.
 type hitSnapshot struct {
 	System   dr.System     `json:"system"`
@@ -25,8 +27,9 @@ type hitSnapshot struct {
 	// Files and Bytes count all that is lost of files.
 	Files int64 `json:"files"`
 	Bytes int64 `json:"bytes"`
-	// Losses are listed once: where SameAs is set, they are those of that tag.
-	Losses  []lossRow `json:"losses,omitempty"`
+	// Losses are listed once: where SameAs is set, they are those of that tag, and
+	// none are listed here.
+	Losses  []lossRow `json:"losses"`
 	SameAs  string    `json:"same_as,omitempty"`
 	Further int64     `json:"further,omitempty"`
 }
@@ -47,6 +50,7 @@ type lossRow struct {
 // the first few for each damage, and with json all of each snapshot.
 type lossBook struct {
 	damaged []damage
+	hits    *hitBook
 	json    bool
 	room    int
 
@@ -56,17 +60,17 @@ type lossBook struct {
 }
 
 func newLossBook(damaged []damage, json bool) *lossBook {
-	return &lossBook{damaged: damaged, json: json, room: lossLimit, seen: map[[32]byte]string{}}
+	return &lossBook{damaged: damaged, hits: newHitBook(damaged), json: json, room: lossLimit, seen: map[[32]byte]string{}}
 }
 
 func (b *lossBook) add(s *repo.Snapshot, l repo.Loss) error {
 	if n := len(b.out); n == 0 || b.out[n-1].Tag != s.Tag {
 		b.end()
-		b.out = append(b.out, hitSnapshot{System: s.System, Tag: s.Tag, Snapshot: s.ID, Created: s.Created})
+		b.out = append(b.out, hitSnapshot{System: s.System, Tag: s.Tag, Snapshot: s.ID, Created: s.Created, Losses: []lossRow{}})
 		b.sum = blake3.New()
 	}
 	h := &b.out[len(b.out)-1]
-	row := lossRow{Kind: l.Kind, Object: l.Object, Bytes: l.Bytes, Blobs: l.Blobs}
+	row := lossRow{Kind: l.Kind, Object: l.Object, Bytes: l.Bytes, Blobs: l.Blobs[:min(len(l.Blobs), listedBlobs)]}
 	if l.Kind == repo.LossFile || l.Kind == repo.LossCatalog && (l.Path != "" || l.End != "") {
 		row.Path = "/" + l.Path
 	}
@@ -81,6 +85,7 @@ func (b *lossBook) add(s *repo.Snapshot, l repo.Loss) error {
 	for _, part := range []string{string(row.Kind), row.Object, row.Path, row.End, fmt.Sprint(row.Bytes, row.Blobs)} {
 		_, _ = fmt.Fprintf(b.sum, "%d %s\n", len(part), part) // a hash takes everything
 	}
+	b.hits.add(s, row, l.Blobs)
 	b.onDamages(s, row)
 	switch {
 	case !b.json:
@@ -104,13 +109,20 @@ func (b *lossBook) end() {
 	b.sum.Sum(sum[:0])
 	if tag, ok := b.seen[sum]; ok {
 		b.room += len(h.Losses)
-		h.SameAs, h.Losses, h.Further = tag, nil, 0
+		h.SameAs, h.Losses, h.Further = tag, []lossRow{}, 0
 		return
 	}
 	b.seen[sum] = h.Tag
 }
 
+// close ends the book where everything was gone through.
 func (b *lossBook) close() []hitSnapshot {
+	b.hits.close(b.damaged)
+	return b.list()
+}
+
+// list is what was found of snapshots.
+func (b *lossBook) list() []hitSnapshot {
 	b.end()
 	if b.out == nil {
 		return []hitSnapshot{}
@@ -118,31 +130,25 @@ func (b *lossBook) close() []hitSnapshot {
 	return b.out
 }
 
-// onDamages puts a loss of the newest snapshot that a damage hits onto it.
+// onDamages puts a loss onto the damages that are no blob's, of the snapshot's own.
 func (b *lossBook) onDamages(s *repo.Snapshot, row lossRow) {
 	for i := range b.damaged {
 		d := &b.damaged[i]
-		if d.newest == nil || d.newest.Tag != s.Tag {
+		if d.Blob != "" || d.newest == nil || d.newest.Tag != s.Tag {
 			continue
 		}
-		if d.Blob != "" && !slices.Contains(row.Blobs, digest.Digest(d.Blob)) {
-			continue
-		}
-		if row.Kind == repo.LossFile {
-			if len(d.Files) < listedFiles {
-				d.Files = append(d.Files, row.Object+" "+row.Path)
-			} else {
-				d.FurtherFiles++
-			}
-			continue
-		}
-		if len(d.Objects) < listedFiles {
+		switch {
+		case row.Kind == repo.LossFile && len(d.Files) < listedHits:
+			d.Files = append(d.Files, row.text())
+		case row.Kind == repo.LossFile:
+			d.FurtherFiles++
+		case len(d.Objects) < listedHits:
 			d.Objects = append(d.Objects, row.text())
 		}
 	}
 }
 
-// text says what is lost, unless it is a file.
+// text says what is lost.
 func (r lossRow) text() string {
 	switch r.Kind {
 	case repo.LossDescription:
