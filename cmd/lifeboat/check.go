@@ -19,6 +19,10 @@ It says which files of which snapshots are hit by what is damaged or gone: of ea
 damage the first ten, with --json all of them (in "hit", by snapshot; one that
 loses the same as an earlier one names that in "same_as" and lists nothing).
 
+A snapshot that this host has seen, that is not there, and that it has not forgotten
+itself is named: another host has forgotten it, or the registry hides it, which
+nobody can tell apart. That alone is no problem.
+
 The exit code is 3 where the only problems are tags that hold something of
 somebody else's: every snapshot is whole. It is 1 where something that Lifeboat
 stored is damaged or gone.`,

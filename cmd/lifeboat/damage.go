@@ -31,7 +31,7 @@ func (a *app) runExamine(ctx context.Context, what, ref string, o repo.ExamineOp
 	if err != nil {
 		return err
 	}
-	views := checkViews(ans, x.Problems)
+	views := append(checkViews(ans, x.Problems), forgottenView(x.Forgotten)...)
 	if x.Reading != nil {
 		ans.Read = readAnswerOf(x.Reading, o.Read.Within)
 		views = append(views, readView(ans.Read))
@@ -53,7 +53,7 @@ func (a *app) runExamine(ctx context.Context, what, ref string, o repo.ExamineOp
 	return ui.Explained{
 		What:  fmt.Sprintf("%s found %d thing(s) of the repository damaged or gone", what, len(ans.Damaged)),
 		State: "nothing was changed; snapshots that are not named above are whole",
-		Next:  adviceOf(ans.Damaged),
+		Next:  append(adviceOf(ans.Damaged), acceptAdvice(x.Problems)...),
 		Err:   dr.ErrTampered,
 	}
 }
@@ -83,7 +83,7 @@ func (a *app) examine(ctx context.Context, w *world, what string, o repo.Examine
 // damageAnswer says what was found and what is hit by it; foreign counts the
 // problems that harm nobody.
 func (a *app) damageAnswer(ctx context.Context, x *repo.Examination) (ans checkAnswer, foreign int, err error) {
-	ans = checkAnswer{Problems: []string{}, Damaged: gather(x.Problems), Hit: []hitSnapshot{}}
+	ans = checkAnswer{Problems: []string{}, Damaged: gather(x.Problems), Hit: []hitSnapshot{}, Forgotten: append([]string{}, x.Forgotten...)}
 	for _, p := range x.Problems {
 		if p.Foreign() {
 			foreign++
@@ -113,6 +113,9 @@ type checkAnswer struct {
 	// Hit are the snapshots that lose something, with everything that they lose.
 	Hit  []hitSnapshot `json:"hit"`
 	Read *readAnswer   `json:"read,omitempty"`
+	// Forgotten are snapshots that this host has seen and not forgotten itself, and
+	// that are not there: another host has forgotten them, or the registry hides them.
+	Forgotten []string `json:"forgotten"`
 }
 
 // damage is one stored thing that is not whole. Of a blob Systems, Snapshots and

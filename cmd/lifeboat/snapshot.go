@@ -39,6 +39,11 @@ holder that it was.
 Where something of the snapshot before is not here any more (a container was
 removed, say), it is named and the exit code is 3.
 
+Where the registry has shown an older state of the system's snapshots than this
+host has seen, the snapshot takes place, under a number that nothing had; the
+exit code is 3, each time, until what was missing is there again or the older
+state is accepted (--accept-older).
+
 --degraded is for an engine whose host cannot be reached and that allows no
 helper container: all is read through the engine's archive API. That loses some
 of the metadata, which the coverage report names; the exit code is then 3.`,
@@ -94,6 +99,29 @@ type snapshotAnswer struct {
 	Coverage     []dr.CoverageItem `json:"coverage"`
 	// Missing are objects that the snapshot before has and this one has not.
 	Missing []string `json:"missing"`
+	// Problems say how the registry was set back, as long as nobody accepted that.
+	Problems []string `json:"problems"`
+}
+
+// shortcoming is why a snapshot that was taken is not all that it should be, nil for
+// nothing.
+func (s *snapshotAnswer) shortcoming() error {
+	var errs []error
+	if len(s.Problems) > 0 {
+		errs = append(errs, errSetBack(s.System, s.Problems, fmt.Sprintf("the snapshot is stored as number %d, with a number that nothing had; older ones are missing", s.Number)))
+	}
+	if len(s.Missing) > 0 {
+		errs = append(errs, errMissing(s))
+	}
+	return joined(errs)
+}
+
+// joined is errors.Join that leaves one error as it is.
+func joined(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
 }
 
 // snapshotHow is what the flags of snapshot say.
@@ -116,8 +144,8 @@ func (a *app) snapshotOne(ctx context.Context, name string, how snapshotHow) err
 	if err := a.UI().Answer(ans, snapshotView(ans), coverageGaps(ans.Coverage)); err != nil {
 		return err
 	}
-	if len(ans.Missing) > 0 {
-		return errMissing(ans)
+	if err := ans.shortcoming(); err != nil {
+		return err
 	}
 	if w.degraded {
 		return errDegradedSnapshot()
@@ -180,8 +208,8 @@ func (a *app) snapshotAll(ctx context.Context, how snapshotHow) error {
 		}
 		ans.Snapshots = append(ans.Snapshots, *one)
 		views = append(views, snapshotView(one))
-		if len(one.Missing) > 0 {
-			errs = append(errs, errMissing(one))
+		if err := one.shortcoming(); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if err := a.UI().Answer(ans, views...); err != nil {
@@ -230,7 +258,7 @@ func (a *app) takeSnapshot(ctx context.Context, w *world, name string, how snaps
 		Snapshot: s.ID, System: s.System, Number: s.Number, Epoch: s.Epoch, Kind: s.Kind, Created: s.Created, Consistency: s.Consistency,
 		BytesScanned: res.BytesScanned, BytesNew: res.BytesNew, BytesSent: w.meter.Sent() - before,
 		FreezeMS: float64(res.Freeze.Frozen().Microseconds()) / 1000, ElapsedMS: res.Elapsed.Milliseconds(), Coverage: res.Root.Coverage,
-		Missing: append([]string{}, res.Missing...),
+		Missing: append([]string{}, res.Missing...), Problems: w.setBacks(ctx, sysName),
 	}, nil
 }
 

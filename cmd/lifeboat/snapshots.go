@@ -27,7 +27,8 @@ func newSnapshotsCmd(a *app) *cobra.Command {
 		Long: `List the snapshots of the repository. A tag that holds something else than a
 snapshot is named on the standard error output and under "problems" in JSON,
 each time. Where something that Lifeboat stored is damaged or gone, the rest is
-listed and the exit code is 3. With --max-age the exit code is 3 as well if the
+listed and the exit code is 3; so it is where the registry shows, or has shown, an
+older state than this host has seen, until that is accepted (--accept-older). With --max-age the exit code is 3 as well if the
 newest snapshot of a system is older: run it anywhere but on the host that makes
 them.`,
 		Example: `  lifeboat snapshots
@@ -91,6 +92,8 @@ type listing struct {
 
 	// damaged counts the problems that are not only somebody else's tags.
 	damaged int
+	// setBacks are the problems that say that the registry was set back.
+	setBacks []string
 }
 
 func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
@@ -98,7 +101,7 @@ func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &listing{Snapshots: []snapshotRow{}, Problems: []string{}, TooOld: []oldSystem{}}
+	out := &listing{Snapshots: []snapshotRow{}, Problems: []string{}, TooOld: []oldSystem{}, setBacks: setBacksOf(problems)}
 	for _, p := range problems {
 		out.Problems = append(out.Problems, p.String())
 		if !p.Foreign() {
@@ -168,6 +171,9 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 	l.TooOld = tooOld(l.Snapshots, maxAge, time.Now())
 	if err := a.UI().Answer(l, listingView(l.Snapshots)); err != nil {
 		return err
+	}
+	if len(l.setBacks) > 0 {
+		return errSetBack(dr.System(name), l.setBacks, "what the registry shows is listed; nothing is removed from the repository while this stands")
 	}
 	if l.damaged > 0 {
 		return fmt.Errorf("%d thing(s) of the repository are damaged or gone, the rest is listed: %w", l.damaged, dr.ErrPartial)

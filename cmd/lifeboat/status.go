@@ -22,6 +22,11 @@ func newStatusCmd(a *app) *cobra.Command {
 		Use:     "status [SYSTEM]",
 		GroupID: groupProtect,
 		Short:   "Tell who holds each system, how old its newest snapshot is, and what is unfinished here",
+		Long: `Tell who holds each system, how old its newest snapshot is, and what is
+unfinished here. What does not verify is named on the standard error output and
+under "problems" in JSON. The exit code is 3 where the registry shows, or has
+shown, an older state than this host has seen, until that is accepted
+(--accept-older).`,
 		Example: `  lifeboat status
   lifeboat status shop --json`,
 		Args:              cobra.MaximumNArgs(1),
@@ -106,9 +111,10 @@ func (a *app) runStatus(ctx context.Context, name string) error {
 		Empty:   "no system is protected",
 	}
 	ans := struct {
-		Site    dr.Site     `json:"site"`
-		Systems []statusRow `json:"systems"`
-	}{Site: w.site, Systems: []statusRow{}}
+		Site     dr.Site     `json:"site"`
+		Systems  []statusRow `json:"systems"`
+		Problems []string    `json:"problems"`
+	}{Site: w.site, Systems: []statusRow{}, Problems: l.Problems}
 	for _, s := range order {
 		r := rows[s]
 		if err := w.fillStatus(ctx, r); err != nil {
@@ -117,7 +123,11 @@ func (a *app) runStatus(ctx context.Context, name string) error {
 		ans.Systems = append(ans.Systems, *r)
 		t.Rows = append(t.Rows, r.cells())
 	}
-	return a.UI().Answer(ans, t)
+	a.warnOf(l)
+	if err := a.UI().Answer(ans, t); err != nil || len(l.setBacks) == 0 {
+		return err
+	}
+	return errSetBack(dr.System(name), l.setBacks, "nothing is removed from the repository while this stands; snapshots go on")
 }
 
 func (w *world) fillStatus(ctx context.Context, r *statusRow) error {

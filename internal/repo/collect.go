@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -245,7 +244,7 @@ func (c *collector) verified(ctx context.Context, needed map[digest.Digest]bool)
 		return err
 	}
 	for _, p := range problems {
-		if strings.HasSuffix(p.Tag, "*") {
+		if p.SetBack() {
 			return fmt.Errorf("nothing was removed: %w", p.Err)
 		}
 	}

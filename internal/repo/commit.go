@@ -285,7 +285,7 @@ func (w *Writer) afterwards(ctx context.Context, snap *Snapshot, needs []*source
 		r.log.Warn("the snapshot is committed; looking at it once more failed", "tag", snap.Tag, "error", err)
 	}
 	t := Tag{Class: ClassSnapshot, System: snap.System, Number: snap.Number}
-	if err := r.state.raise(map[string]dr.Number{t.prefix(): t.Number}); err != nil {
+	if err := r.state.raiseOwn(map[string]dr.Number{t.prefix(): t.Number}); err != nil {
 		r.log.Warn("the snapshot is committed; its number is not remembered", "tag", snap.Tag, "error", err)
 	}
 	pending, err := r.state.listPending()

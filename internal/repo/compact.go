@@ -111,8 +111,8 @@ func (c *compactor) look(ctx context.Context) error {
 		return err
 	}
 	for _, p := range problems {
-		if strings.HasSuffix(p.Tag, "*") {
-			return p.Err
+		if p.SetBack() {
+			return fmt.Errorf("nothing was removed: %w", p.Err)
 		}
 	}
 	c.snaps = snaps

@@ -40,6 +40,10 @@ type ExamineOptions struct {
 type Examination struct {
 	// Problems name the tag, blob and snapshot concerned.
 	Problems []Problem
+	// Forgotten are snapshots, by tag, that this host has seen and that are not there,
+	// and that it has not forgotten itself: another host has, or the registry hides
+	// them. Which it is cannot be told from here (docs/threat-model.md).
+	Forgotten []string
 	// Snapshots is how many were looked at.
 	Snapshots int
 	// Reading says what was read, of what; nil where nothing was to be.
@@ -76,7 +80,13 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 	if err := r.checkRecords(ctx, inv, f); err != nil {
 		return nil, err
 	}
+	if err := r.tellMoved(ctx, f.list); err != nil {
+		return nil, err
+	}
 	if err := r.tellMisplaced(ctx, f); err != nil {
+		return nil, err
+	}
+	if x.Forgotten, err = r.tellGone(ctx, inv.gone, f); err != nil {
 		return nil, err
 	}
 	c := &structure{repo: r, inv: inv, f: f, harm: x.harm, packs: o.Read == nil || !o.Read.All()}
@@ -147,20 +157,22 @@ type inventory struct {
 	users map[need][]*Snapshot
 	// all says that no snapshot was left out.
 	all bool
+	// gone are commit tags that this host has seen, as in survey.
+	gone []Tag
 	// looked holds what was found of each blob: several manifests name the same.
 	looked sync.Map
 }
 
 func (r *Repo) takeInventory(ctx context.Context, f *findings, only func(*Snapshot) bool) (*inventory, error) {
-	snaps, problems, err := r.Snapshots(ctx, "")
+	v, err := r.survey(ctx, "")
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
-	f.list = append(append(f.list, r.hosts.problems()...), problems...)
-	inv := &inventory{users: map[need][]*Snapshot{}, all: only == nil}
-	for i := range snaps {
-		if only == nil || only(&snaps[i]) {
-			inv.snaps = append(inv.snaps, snaps[i])
+	f.list = append(append(f.list, r.hosts.problems()...), v.problems...)
+	inv := &inventory{users: map[need][]*Snapshot{}, all: only == nil, gone: v.gone}
+	for _, s := range v.found {
+		if !s.replaced && (only == nil || only(s)) {
+			inv.snaps = append(inv.snaps, *s)
 		}
 	}
 	for i := range inv.snaps {

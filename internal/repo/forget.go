@@ -66,8 +66,8 @@ func (p *ForgetPlan) Going() (n int) {
 // the highest number of all.
 //
 // Errors: dr.ErrUsage for a policy that keeps nothing, dr.ErrTampered where the
-// registry shows an older state than this host has seen or an epoch cannot be
-// understood, dr.ErrNotFound for a system without snapshots and where the head
+// registry shows an older state than this host has seen, or has shown one that
+// nobody has accepted (Problem.SetBack), or an epoch cannot be understood, dr.ErrNotFound for a system without snapshots and where the head
 // of the line is missing.
 func (r *Repo) PlanForget(ctx context.Context, system dr.System, policy retain.Policy) (*ForgetPlan, error) {
 	what := fmt.Sprintf("forget snapshots of system %s", system)
@@ -82,9 +82,12 @@ func (r *Repo) PlanForget(ctx context.Context, system dr.System, policy retain.P
 	}
 	p := &ForgetPlan{System: system, Policy: policy, Problems: problems}
 	for _, pr := range problems {
-		if pr.Tag == (Tag{Class: ClassSnapshot, System: system}).prefix()+"*" {
+		if pr.SetBack() {
 			return nil, fmt.Errorf("%s: nothing was removed: %w", what, pr.Err)
 		}
+	}
+	if err := r.refuseOlder(ctx); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	line, err := r.lineOf(ctx, system)
 	if err != nil {
@@ -253,6 +256,10 @@ func (r *Repo) Forget(ctx context.Context, p *ForgetPlan) error {
 		if err := r.unlocked(ctx, p.System, batch); err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
+		// Their absence is known to this host from here on.
+		if err := r.state.unsee(tagsOf(batch)); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
 		err := r.forgetBatch(ctx, batch)
 		if again := r.putBackNamed(ctx, p, batch); again != nil {
 			err = errors.Join(again, err)
@@ -273,6 +280,14 @@ type forgetting struct {
 	row  *ForgetRow // nil for a replaced tag
 	body []byte     // of the image index, to put it back
 	gone bool       // the tag is deleted, or was
+}
+
+// tagsOf are all tags that speak of the snapshots of a batch.
+func tagsOf(batch []*forgetting) (tags []Tag) {
+	for _, f := range batch {
+		tags = append(append(tags, f.snap.at, f.snap.at.commitTag()), f.snap.place.tags...)
+	}
+	return tags
 }
 
 // unchanged looks whether epochs and moves are still those of the plan. The

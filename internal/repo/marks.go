@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -26,10 +27,20 @@ type marks struct {
 	Numbers map[string]dr.Number `json:"numbers"`
 	// Seen are the manifests that verified under the newest tags of each prefix.
 	Seen map[string]digest.Digest `json:"seen"`
+	// Own are the highest numbers that this host itself has given to snapshots.
+	Own map[string]dr.Number `json:"own,omitempty"`
+	// Given are the highest numbers that snapshots had when an older state was
+	// accepted: nothing else gets one of them.
+	Given map[string]dr.Number `json:"given,omitempty"`
+	// Setbacks are the older states that were shown and that nobody has accepted.
+	Setbacks map[string][]setback `json:"setbacks,omitempty"`
 }
 
 func newMarks() marks {
-	return marks{Numbers: map[string]dr.Number{}, Seen: map[string]digest.Digest{}}
+	return marks{
+		Numbers: map[string]dr.Number{}, Seen: map[string]digest.Digest{},
+		Own: map[string]dr.Number{}, Given: map[string]dr.Number{}, Setbacks: map[string][]setback{},
+	}
 }
 
 // seenPerPrefix is how many of the newest tags of one class and system are
@@ -53,11 +64,13 @@ func (s *state) loadMarks() (marks, error) {
 		return newMarks(), fmt.Errorf("local state: %w", err)
 	}
 	m := newMarks()
-	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil {
-		return newMarks(), fmt.Errorf("local state: %s is damaged; compare with another host what the repository's newest snapshots are, then delete it to trust what the repository shows now", name)
+	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil || m.Own == nil || m.Given == nil || m.Setbacks == nil {
+		return newMarks(), fmt.Errorf("%w: %s; compare with another host what the repository's newest snapshots are, then delete it to trust what the repository shows now", errMarksDamaged, name)
 	}
 	return m, nil
 }
+
+var errMarksDamaged = errors.New("local state: what this host remembers of the repository is damaged")
 
 // recall loads what was seen before this process began.
 func (s *state) recall() error {
@@ -70,43 +83,88 @@ func (s *state) recall() error {
 	})
 }
 
-// mark returns the highest number ever seen under a tag prefix, 0 for none.
+// mark returns the highest number ever known to have been given under a tag
+// prefix, 0 for none; accepted older states do not lower it.
 func (s *state) mark(prefix string) (n dr.Number, err error) {
 	err = s.locked(func() error {
 		m, err := s.loadMarks()
-		n = m.Numbers[prefix]
+		n = max(m.Numbers[prefix], m.Given[prefix])
 		return err
 	})
 	return n, err
 }
 
+// changeMarks changes what is remembered, durably; fn reports whether it did.
+func (s *state) changeMarks(fn func(m *marks) bool) error {
+	return s.locked(func() error {
+		m, err := s.loadMarks()
+		if err != nil || !fn(&m) {
+			return err
+		}
+		return s.saveMarks(m)
+	})
+}
+
+// saveMarks writes the marks, durably; the caller holds the lock.
+func (s *state) saveMarks(m marks) error {
+	if s.dir == "" {
+		s.mem = m
+		return nil
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("local state: %w", err)
+	}
+	return writeFile(filepath.Join(s.dir, "marks.json"), b)
+}
+
 // raise remembers that numbers were seen under tag prefixes, and what verified
 // under which tag since the last time.
 func (s *state) raise(numbers map[string]dr.Number) error {
-	return s.locked(func() error {
-		m, err := s.loadMarks()
-		if err != nil {
-			return err
-		}
-		changed := false
-		for prefix, n := range numbers {
-			if n > m.Numbers[prefix] {
-				m.Numbers[prefix], changed = n, true
-			}
-		}
-		if !changed {
-			return nil
+	return s.changeMarks(func(m *marks) bool {
+		if !raiseAll(m.Numbers, numbers) {
+			return false
 		}
 		maps.Copy(m.Seen, s.fresh)
 		m.forgetOld()
-		if s.dir == "" {
-			return nil
+		return true
+	})
+}
+
+// raiseOwn is raise for what this host has written itself.
+func (s *state) raiseOwn(numbers map[string]dr.Number) error {
+	return s.changeMarks(func(m *marks) bool {
+		changed := raiseAll(m.Numbers, numbers)
+		if !raiseAll(m.Own, numbers) && !changed {
+			return false
 		}
-		b, err := json.Marshal(m)
-		if err != nil {
-			return fmt.Errorf("local state: %w", err)
+		maps.Copy(m.Seen, s.fresh)
+		m.forgetOld()
+		return true
+	})
+}
+
+func raiseAll(have, numbers map[string]dr.Number) (changed bool) {
+	for prefix, n := range numbers {
+		if n > have[prefix] {
+			have[prefix], changed = n, true
 		}
-		return writeFile(filepath.Join(s.dir, "marks.json"), b)
+	}
+	return changed
+}
+
+// unsee forgets what was seen under tags: this host takes them away itself.
+func (s *state) unsee(tags []Tag) error {
+	return s.changeMarks(func(m *marks) (changed bool) {
+		for _, t := range tags {
+			name := t.String()
+			_, seen := m.Seen[name]
+			changed = changed || seen
+			delete(m.Seen, name)
+			delete(s.firm, name)
+			delete(s.fresh, name)
+		}
+		return changed
 	})
 }
 
@@ -139,16 +197,25 @@ func (s *state) allMarks() (all map[string]dr.Number, err error) {
 	return all, err
 }
 
-// resetMarks forgets all marks.
+// resetMarks forgets all marks. The numbers that snapshots had are not given to
+// others all the same, unless there would be none left (TestNumbersAreUsedUp).
 func (s *state) resetMarks() error {
 	return s.locked(func() error {
-		s.mem = newMarks()
+		old, err := s.loadMarks()
+		if err != nil && !errors.Is(err, errMarksDamaged) {
+			return err
+		}
+		m := newMarks()
+		for _, numbers := range []map[string]dr.Number{old.Given, old.Numbers} {
+			for prefix, n := range numbers {
+				if t, err := ParseTag(prefix + "1"); err == nil && t.Class == ClassSnapshot && n < maxNumber {
+					m.Given[prefix] = max(m.Given[prefix], n)
+				}
+			}
+		}
 		clear(s.firm)
 		clear(s.fresh)
-		if s.dir == "" {
-			return nil
-		}
-		return writeFile(filepath.Join(s.dir, "marks.json"), []byte(`{"numbers":{},"seen":{}}`))
+		return s.saveMarks(m)
 	})
 }
 
@@ -205,7 +272,12 @@ func (r *Repo) checkMark(before map[string]dr.Number, prefix string, valid, show
 			r.mirrorBehind(fmt.Sprintf("the newest record under %s* is number %d there, this host has seen number %d", prefix, newest, mark))
 			return nil
 		}
-		return tampered("the registry shows an older state of the repository: the newest valid record under %s* is number %d, this host has seen number %d; %s", prefix, newest, mark, acceptOlder)
+		err := tampered("the registry shows an older state of the repository: the newest valid record under %s* is number %d, this host has seen number %d; %s", prefix, newest, mark, acceptOlder)
+		// The next snapshot takes a higher number: it must not hide this.
+		if serr := r.state.noteSetback(prefix, newest, mark, time.Now()); serr != nil {
+			err = errors.Join(err, fmt.Errorf("this is not remembered: %w", serr))
+		}
+		return err
 	}
 	if valid > mark {
 		return r.state.raise(map[string]dr.Number{prefix: valid})

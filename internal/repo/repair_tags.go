@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"lifeboat/internal/dr"
@@ -100,6 +101,9 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 	for t := range bad {
 		wanted[t] = true
 	}
+	if err := p.missed(c, wanted); err != nil {
+		return err
+	}
 	found, err := p.swapped(ctx, bad)
 	if err != nil {
 		return err
@@ -151,6 +155,34 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 			return err
 		}
 		p.did(RepairStep{Action: RepairCopied, Tag: t.String(), Blob: found[t].m.Digest, From: found[t].name(), Err: err})
+	}
+	return nil
+}
+
+// missed adds the tags of a class that this host has seen and that nobody has
+// forgotten: what an older state lacks, and what was found lost.
+func (p *repairer) missed(c Class, wanted map[Tag]bool) error {
+	older, err := p.repo.state.setbacks()
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, list := range older {
+		for _, b := range list {
+			names = slices.AppendSeq(names, maps.Keys(b.Tags))
+		}
+	}
+	if p.result.Before != nil {
+		for _, pr := range p.result.Before.Problems {
+			if pr.lost {
+				names = append(names, pr.Tag)
+			}
+		}
+	}
+	for _, name := range names {
+		if t, err := ParseTag(name); err == nil && t.Class == c {
+			wanted[t] = true
+		}
 	}
 	return nil
 }
@@ -245,7 +277,7 @@ func (r *Repo) tellMisplaced(ctx context.Context, f *findings) error {
 	bad := map[Tag]store.Manifest{}
 	for _, p := range f.list {
 		t, err := ParseTag(p.Tag)
-		if err != nil || !p.Foreign() {
+		if err != nil || !p.Foreign() && !p.lost {
 			continue
 		}
 		m, err := r.st.GetManifest(ctx, p.Tag)
@@ -259,7 +291,7 @@ func (r *Repo) tellMisplaced(ctx context.Context, f *findings) error {
 	for i := range f.list {
 		p := &f.list[i]
 		t, perr := ParseTag(p.Tag)
-		if other, ok := belongs[t]; perr == nil && ok && p.Foreign() {
+		if other, ok := belongs[t]; perr == nil && ok && (p.Foreign() || p.lost) {
 			p.Blob = bad[t].Digest.String()
 			p.Err = fmt.Errorf("what belongs here is under tag %s: %w", other, p.Err)
 		}

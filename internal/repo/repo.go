@@ -82,7 +82,8 @@ type OpenOptions struct {
 	Marks map[string]dr.Number
 	// AcceptOlder forgets the marks of this host, and Marks: what the repository
 	// shows now is taken as its newest state. The operator decides that, after a registry
-	// was restored from a backup of its own, say.
+	// was restored from a backup of its own, say. Numbers of snapshots that were seen
+	// are given to no others all the same.
 	AcceptOlder bool
 	// Log may be nil; Notice receives lines for the operator, may be nil.
 	Log    *slog.Logger

@@ -3,7 +3,6 @@ package repo
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -184,44 +183,55 @@ func (r *Repo) Snapshots(ctx context.Context, system dr.System) ([]Snapshot, []P
 // allSnapshots is Snapshots, with those that another tag of the same snapshot
 // has replaced.
 func (r *Repo) allSnapshots(ctx context.Context, system dr.System) ([]*Snapshot, []Problem, error) {
-	before, err := r.state.allMarks()
+	v, err := r.survey(ctx, system)
 	if err != nil {
 		return nil, nil, err
+	}
+	return v.found, v.problems, nil
+}
+
+// survey lists the snapshots of a system ("" for all) and compares them with what
+// this host remembers.
+func (r *Repo) survey(ctx context.Context, system dr.System) (*survey, error) {
+	before, err := r.state.allMarks()
+	if err != nil {
+		return nil, err
 	}
 	places, problems, err := r.listPlaces(ctx, system)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := r.hosts.load(ctx); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	found, bad, err := r.readPlaces(ctx, places)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	problems = append(problems, bad...)
+	v := &survey{found: found, problems: append(problems, bad...), there: map[dr.System]map[dr.Number]*Snapshot{}}
 	last := map[dr.SnapshotID]dr.Number{}
 	newest := markedSystems(before, system)
+	there := func(sys dr.System) map[dr.Number]*Snapshot {
+		if v.there[sys] == nil {
+			v.there[sys] = map[dr.Number]*Snapshot{}
+		}
+		return v.there[sys]
+	}
+	for _, t := range revokedTags(bad) {
+		there(t.System)[t.Number] = nil
+	}
 	for _, s := range found {
 		last[s.ID] = max(last[s.ID], s.Number)
 		newest[s.System] = max(newest[s.System], s.Number)
+		there(s.System)[s.Number] = s
 	}
-	shown := map[dr.System]dr.Number{}
-	for _, t := range revokedTags(bad) {
-		shown[t.System] = max(shown[t.System], t.Number)
-	}
-	for sys, n := range newest {
-		p := Tag{Class: ClassSnapshot, System: sys}.prefix()
-		if err := r.checkMark(before, p, n, shown[sys]); errors.Is(err, dr.ErrTampered) {
-			problems = append(problems, Problem{Tag: p + "*", Err: err})
-		} else if err != nil {
-			return nil, nil, err
-		}
+	if err := r.compare(ctx, v, before, newest); err != nil {
+		return nil, err
 	}
 	for _, s := range found {
 		s.replaced = last[s.ID] != s.Number
 	}
-	return found, problems, nil
+	return v, nil
 }
 
 // markedSystems returns the systems whose snapshots this host has seen, or the
@@ -287,6 +297,9 @@ func (r *Repo) findLatest(ctx context.Context, system dr.System) (*Snapshot, err
 	claims, err := r.claims(ctx, system)
 	if err != nil {
 		return nil, err
+	}
+	if err := r.tellOlder(ctx, system); err != nil {
+		return nil, fmt.Errorf("find the latest snapshot of system %s: %w", system, err)
 	}
 	prefix := Tag{Class: ClassSnapshot, System: system}.prefix()
 	before, err := r.state.allMarks()

@@ -149,6 +149,10 @@ type Problem struct {
 	// Snapshot is set where a snapshot cannot be restored whole because of it.
 	Snapshot dr.SnapshotID
 	Err      error
+
+	// lost: this host has seen a record under the tag, which names something else now
+	// or is gone.
+	lost bool
 }
 
 // Foreign reports whether the problem is only that a tag names something that is
@@ -159,7 +163,7 @@ func (p Problem) Foreign() bool {
 	switch {
 	case p.Tag == "" || p.Blob != "" || !p.Snapshot.IsZero():
 		return false
-	case strings.HasSuffix(p.Tag, "*"): // the registry as a whole was set back
+	case p.lost, p.SetBack():
 		return false
 	case errors.Is(p.Err, store.ErrDigestMismatch):
 		return false

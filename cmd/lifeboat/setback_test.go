@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"lifeboat/internal/dr"
+	"lifeboat/internal/registry/registrytest"
+	"lifeboat/internal/store/ocistore"
+	"lifeboat/internal/ui"
+)
+
+// lose takes tags away behind Lifeboat's back.
+func (p place) lose(reg *registrytest.Registry, tags ...string) {
+	p.t.Helper()
+	o := reg.Options()
+	o.Username, o.Password = "admin", "admin secret"
+	st, err := ocistore.Open(p.t.Context(), reg.URL("dr"), o)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for _, tag := range tags {
+		if err := st.DeleteTag(p.t.Context(), tag); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+// TestOlderStateUntilAccepted: every command that looks names an older state, those
+// that remove refuse, until the operator accepts it.
+func TestOlderStateUntilAccepted(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 4)
+	var listed listing
+	p.do(0, &listed, "snapshots")
+	p.lose(reg, "s.shop.3", "s.shop.4")
+	for run := range 2 {
+		errs := p.do(codePartial, &listed, "snapshots", "shop")
+		if len(listed.Snapshots) != 2+3*run || len(listed.Problems) != 1 || !strings.Contains(errs, "snapshots shop --accept-older") || !strings.Contains(errs, "number 4") {
+			t.Errorf("%+v\n%s", listed, errs)
+		}
+		var found checkAnswer
+		if errs := p.do(codeFailed, &found, "check"); len(found.Problems) != 1 || !strings.Contains(errs, "snapshots --accept-older") {
+			t.Errorf("%+v\n%s", found, errs)
+		}
+		for _, args := range [][]string{{"forget", "shop", "--keep-last", "1"}, {"gc"}} {
+			var refused said
+			p.do(codeFailed, &refused, args...)
+			if !strings.Contains(refused.Error.Message, "nothing was removed") || !strings.Contains(refused.Error.Message, "--accept-older") {
+				t.Errorf("%v: %+v", args, refused.Error)
+			}
+		}
+		// It stands also once there is a higher number than was ever seen.
+		p.store(reg, "shop", 3)
+	}
+	p.do(0, &listed, "snapshots", "shop", "--accept-older")
+	p.do(0, &listed, "snapshots", "shop")
+	var found checkAnswer
+	p.do(0, &found, "check")
+	p.do(0, &forgetAnswer{}, "forget", "shop", "--keep-last", "1")
+	p.do(0, &found, "check")
+	if len(found.Forgotten) != 0 {
+		t.Errorf("its own forgetting: %q", found.Forgotten)
+	}
+}
+
+// TestForgottenElsewhereIsANotice: a snapshot that is not there and that this host
+// has seen is told by check, and is no problem.
+func TestForgottenElsewhereIsANotice(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 3)
+	p.do(0, &listing{}, "snapshots")
+	p.lose(reg, "s.shop.2")
+	var found checkAnswer
+	p.do(0, &found, "check")
+	if len(found.Problems) != 0 || len(found.Forgotten) != 1 || found.Forgotten[0] != "s.shop.2" {
+		t.Errorf("%+v", found)
+	}
+	if _, out, _ := call(p.env, "check"); !strings.Contains(out, "forgotten by another host, or hidden by the registry: s.shop.2") {
+		t.Errorf("%s", out)
+	}
+}
+
+// TestSnapshotTakenOnAnOlderState: the snapshot was taken, and the command says why
+// that is not all.
+func TestSnapshotTakenOnAnOlderState(t *testing.T) {
+	t.Parallel()
+	s := &snapshotAnswer{System: "shop", Number: 5, Problems: []string{"tag s.shop.*: older"}}
+	err := s.shortcoming()
+	var x ui.Explained
+	if !errors.Is(err, dr.ErrPartial) || !errors.As(err, &x) || !strings.Contains(x.State, "number 5") || !strings.Contains(strings.Join(x.Next, "\n"), "snapshots shop --accept-older") {
+		t.Errorf("%v", err)
+	}
+	s.Missing = []string{"container web"}
+	if err := s.shortcoming(); !errors.Is(err, dr.ErrPartial) || !strings.Contains(err.Error(), "older") || !strings.Contains(err.Error(), "container web") {
+		t.Errorf("%v", err)
+	}
+	if err := (&snapshotAnswer{}).shortcoming(); err != nil {
+		t.Error(err)
+	}
+}
