@@ -118,6 +118,8 @@ type reading struct {
 
 	ixs  []*index
 	jobs map[[sha256.Size]byte]*packJob
+	// unopened: a manifest could not be opened, so jobs lacks what it names.
+	unopened bool
 
 	mu   sync.Mutex
 	done VerifyProgress
@@ -180,7 +182,10 @@ func (v *reading) run(ctx context.Context) (*Reading, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.inv.all {
+	// What is known of the blobs of a manifest that cannot be opened now is not
+	// forgotten: that its index is damaged may be known from here alone, for a sound
+	// cache of it hides that from all who do not read the stored one.
+	if v.inv.all && !v.unopened {
 		if err := log.Keep(func(d readlog.Digest) bool { return v.jobs[d] != nil }); err != nil {
 			return nil, err
 		}
@@ -237,10 +242,12 @@ func (v *reading) open(ctx context.Context) error {
 	v.jobs = map[[sha256.Size]byte]*packJob{}
 	for _, n := range v.inv.needs {
 		if _, bad := v.harm.unusable(n.Digest); bad {
+			v.unopened = true
 			continue // its problem was told
 		}
 		ix, err := v.repo.idx.get(ctx, n)
 		if err != nil {
+			v.unopened = true
 			v.harm.manifest(n, n.Digest)
 			if err := concerns(v.inv, v.f, n, n.Digest, err); err != nil {
 				return err

@@ -100,6 +100,7 @@ func (r *Repo) Repair(ctx context.Context, o RepairOptions) (*Repaired, error) {
 	if o.Now == nil {
 		p.opts.Now = time.Now
 	}
+	p.began = p.opts.Now()
 	if err := p.run(ctx); err != nil {
 		return p.result, fmt.Errorf("repair: %w", err)
 	}
@@ -111,6 +112,7 @@ type repairer struct {
 	repo   *Repo
 	opts   RepairOptions
 	result *Repaired
+	began  time.Time
 	aside  map[Tag]bool // what is kept under a tag of its own until it is put back
 }
 

@@ -32,11 +32,50 @@ func (p *repairer) blobs(ctx context.Context, x *Examination) error {
 		if !untagged && !x.harm.touches(n.Digest) {
 			continue
 		}
-		if err := p.manifest(ctx, n, x.harm); err != nil && !errors.Is(err, errNowhere) {
+		err = p.unread(ctx, n, x.harm)
+		if err == nil {
+			err = p.manifest(ctx, n, x.harm)
+		}
+		if err != nil && !errors.Is(err, errNowhere) {
 			return err
 		}
 	}
 	return p.formerBlobs(ctx, x)
+}
+
+// unread reads the packs of a manifest that could not be opened, as far as this
+// run has not: without its index nobody could say what has to be in them, and once
+// it is healed nothing would lead there.
+func (p *repairer) unread(ctx context.Context, n need, h *harm) error {
+	if _, bad := h.unusable(n.Digest); !bad || !p.opts.Read {
+		return nil
+	}
+	pm, _, err := p.packManifest(ctx, n)
+	if err != nil {
+		return err
+	}
+	for _, b := range pm.packs {
+		raw, err := rawDigest(b.Digest)
+		if err != nil {
+			return err
+		}
+		known, err := p.repo.packLog().Get(raw, p.began)
+		if err != nil {
+			return err
+		}
+		if h.blob(b.Digest) || !known.Bad && !known.Read.Before(p.began) {
+			continue
+		}
+		err = sameBlob(ctx, b, p.repo.st, io.Discard)
+		if err != nil && !about(err) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+		if err != nil {
+			h.pack(n, b.Digest, nil)
+		}
+		p.repo.notePack(raw, err == nil)
+	}
+	return nil
 }
 
 // formerBlobs heals what snapshots needed before they were repaired in part: what
@@ -81,11 +120,7 @@ func (p *repairer) formerBlobs(ctx context.Context, x *Examination) error {
 
 // reread reads what a pack manifest names, and tells what of it is damaged.
 func (p *repairer) reread(ctx context.Context, n need) (*harm, error) {
-	body, _, err := p.manifestBody(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	pm, err := decodePackManifest(body)
+	pm, _, err := p.packManifest(ctx, n)
 	if err != nil {
 		return nil, err
 	}
@@ -106,11 +141,7 @@ func (p *repairer) reread(ctx context.Context, n need) (*harm, error) {
 // tag, copying what is not; h says what is known to be damaged, nil for nothing.
 // The error wraps errNowhere where something of it cannot be had.
 func (p *repairer) manifest(ctx context.Context, n need, h *harm) error {
-	body, from, err := p.manifestBody(ctx, n)
-	if err != nil {
-		return err
-	}
-	pm, err := decodePackManifest(body)
+	pm, from, err := p.packManifest(ctx, n)
 	if err != nil {
 		return err
 	}
@@ -137,7 +168,7 @@ func (p *repairer) manifest(ctx context.Context, n need, h *harm) error {
 		h.healed(n.Digest)
 	}
 	if !p.opts.DryRun {
-		step.Err = p.putManifest(ctx, n, tagged, body)
+		step.Err = p.putManifest(ctx, n, tagged, pm.raw)
 		if step.Err != nil && !notThere(ctx, step.Err) && !errors.Is(step.Err, store.ErrTagTaken) {
 			return step.Err
 		}
@@ -163,6 +194,19 @@ func (p *repairer) putManifest(ctx context.Context, n need, tagged digest.Digest
 	}
 	_, err := r.st.GetManifest(ctx, n.Digest.String())
 	return err
+}
+
+// packManifest is manifestBody, decoded. The error wraps errNowhere also where it
+// says nothing that can be used: a copy of that heals nothing.
+func (p *repairer) packManifest(ctx context.Context, n need) (pm *packManifest, from string, err error) {
+	body, from, err := p.manifestBody(ctx, n)
+	if err != nil {
+		return nil, "", err
+	}
+	if pm, err = decodePackManifest(body); err != nil {
+		return nil, "", fmt.Errorf("pack manifest %s: %w: %w", n.Digest, err, errNowhere)
+	}
+	return pm, from, nil
 }
 
 // local names what this host keeps itself.

@@ -49,6 +49,7 @@ func injuries(t *testing.T) map[string]injury {
 		"missing pack, copy":            {do: named("missing pack"), copied: true},
 		"flipped pack, copy":            {do: named("bit flipped in a pack"), copied: true},
 		"missing index, copy":           {do: named("missing index"), copied: true},
+		"flipped index, copy":           {do: cachedIndex, copied: true},
 		"flipped pack manifest, copy":   {do: named("bit flipped in a pack manifest"), copied: true},
 		"swapped snapshot tags, copy":   {do: named("tags of two snapshots swapped"), copied: true},
 		"flipped host record, copy":     {do: named("bit flipped in a host record"), copied: true},
@@ -68,24 +69,61 @@ func cachedIndex(w *ward) {
 	if _, err := w.bed.Host("main").Verify(w.t.Context(), nil); err != nil {
 		w.t.Fatal(err)
 	}
-	l := w.layer("s.shop.1", 0)
+	w.flip("s.shop.1", 0)
+}
+
+// flip damages a layer of the manifest of which a snapshot is the first to need it.
+func (w *ward) flip(tag string, n int) {
+	w.t.Helper()
+	l := w.layer(tag, n)
 	b := blobBytes(w.t, w.bed.Store, l.Digest, l.Size)
 	b[len(b)/2] ^= 1
 	w.bed.Store.Corrupt(l.Digest, b)
 }
 
 // TestRepairOfACachedIndex: that a host has a sound cache of an index is no reason to
-// take the stored one for sound.
+// take the stored one for sound, however often it was found damaged before; nor is
+// that the index is damaged one to leave the packs unread.
 func TestRepairOfACachedIndex(t *testing.T) {
 	t.Parallel()
-	w := newWard(t)
-	before := w.readable()
-	cachedIndex(w)
-	in := injury{copied: true}
-	if _, err := w.treat(t.Context(), in, w.bed, w.bed.Store); err != nil {
-		t.Fatal(err)
+	sound := newWard(t)
+	verify := func(w *ward) {
+		w.t.Helper()
+		main := w.bed.Host("main")
+		for range 2 {
+			if problems, err := main.Verify(w.t.Context(), nil); err != nil || len(problems) == 0 {
+				w.t.Fatalf("%v, %v", problems, err)
+			}
+		}
+		if problems, err := main.Check(w.t.Context()); err != nil || len(problems) == 0 {
+			w.t.Errorf("what was told twice is forgotten: %v, %v", problems, err)
+		}
 	}
-	w.healed(in, before)
+	for name, more := range map[string]func(*ward){
+		"as it is":     func(*ward) {},
+		"found before": verify,
+		"found before a pack was damaged": func(w *ward) {
+			verify(w)
+			w.flip("s.shop.1", 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := sound.fork(t)
+			before := w.readable()
+			cachedIndex(w)
+			more(w)
+			in := injury{copied: true}
+			res, err := w.treat(t.Context(), in, w.bed, w.bed.Store)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !res.Healed() {
+				t.Errorf("after: %s", problemText(res.After.Problems))
+			}
+			w.healed(in, before)
+		})
+	}
 }
 
 // treat runs one repair by the host main over a store.
