@@ -136,6 +136,8 @@ func (g *guard) dispatch(w http.ResponseWriter, r *http.Request, req *request) {
 	switch {
 	case req.route == v2.RouteNameCatalog && req.access.Names != nil:
 		denied("the list of all names is for users who may see every name").write(w)
+	case reading && req.route == v2.RouteNameBlob:
+		g.serveBlob(w, r, req)
 	case reading && req.route != v2.RouteNameBlobUpload:
 		g.forward(w, r, req)
 	case req.route == v2.RouteNameManifest && r.Method == http.MethodPut:

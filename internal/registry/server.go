@@ -344,6 +344,31 @@ func (w *watchedWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+// watchedPiece is what is sent of a file at a time, in bytes; each piece has the
+// whole time for a stall.
+const watchedPiece = 256 << 10
+
+// ReadFrom lets the kernel send from a file without copying.
+func (w *watchedWriter) ReadFrom(src io.Reader) (total int64, err error) {
+	to, ok := w.ResponseWriter.(io.ReaderFrom)
+	whole, limited := src.(*io.LimitedReader)
+	if !ok || !limited {
+		return io.Copy(struct{ io.Writer }{w}, src)
+	}
+	for err == nil && whole.N > 0 {
+		_ = w.rc.SetWriteDeadline(time.Now().Add(w.stall))
+		piece := io.LimitedReader{R: whole.R, N: min(whole.N, watchedPiece)}
+		var n int64
+		n, err = to.ReadFrom(&piece)
+		whole.N -= n
+		total += n
+		if n == 0 {
+			break
+		}
+	}
+	return total, err
+}
+
 // Unwrap lets http.ResponseController through.
 func (w *watchedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
