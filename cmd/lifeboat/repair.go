@@ -73,6 +73,7 @@ type repairAnswer struct {
 type repairRow struct {
 	Action repo.RepairAction `json:"action"`
 	Tag    string            `json:"tag,omitempty"`
+	As     string            `json:"as,omitempty"` // the relocation that was made of Tag
 	Blob   string            `json:"blob,omitempty"`
 	From   string            `json:"from,omitempty"`
 	Units  int               `json:"units,omitempty"`
@@ -143,7 +144,7 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 	ans := repairAnswer{DryRun: f.dryRun, Steps: []repairRow{}, Found: len(res.Before.Problems), checkAnswer: left}
 	done, failed := 0, 0
 	for _, s := range res.Steps {
-		row := repairRow{Action: s.Action, Tag: s.Tag, Blob: s.Blob.String(), From: s.From, Units: s.Units, Lacks: s.Lacks, Bytes: s.Bytes}
+		row := repairRow{Action: s.Action, Tag: s.Tag, As: s.As, Blob: s.Blob.String(), From: s.From, Units: s.Units, Lacks: s.Lacks, Bytes: s.Bytes}
 		if s.Err != nil {
 			failed++
 			row.Error = redact.String(s.Err.Error())
@@ -214,6 +215,9 @@ func stepsView(ans repairAnswer) ui.View {
 			verb = "to be " + verb
 		}
 		what, size := strings.TrimSpace(s.Tag+" "+s.Blob), ""
+		if s.As != "" {
+			what = s.Tag + " as " + s.As
+		}
 		if s.Units > 0 {
 			what = fmt.Sprintf("%d units", s.Units)
 		}

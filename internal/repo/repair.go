@@ -66,7 +66,9 @@ const (
 type RepairStep struct {
 	Action RepairAction
 	Tag    string
-	Blob   digest.Digest
+	// As is the tag of the relocation, where one was made of Tag.
+	As   string
+	Blob digest.Digest
 	// From is the name of the source; empty for the repository itself.
 	From string
 	// Units and Bytes that were put together anew, or Bytes that were copied. Lacks

@@ -1,13 +1,17 @@
 package repo_test
 
 import (
+	"context"
 	"slices"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
 
 	"lifeboat/internal/catalog"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/repo/repotest"
+	"lifeboat/internal/store"
 )
 
 // Another repository, with keys of its own, that holds the same content heals what
@@ -86,5 +90,44 @@ func TestRepairFromOtherRepository(t *testing.T) {
 	}
 	if ps := examine(t, w.bed.Host("fourth"), repo.ExamineOptions{Read: &readlog.Subset{}}).Problems; len(ps) != 0 {
 		t.Fatalf("%v", ps)
+	}
+}
+
+// spent is a registry that gives one tag to nobody any more.
+type spent struct {
+	store.Store
+	tag string
+}
+
+func (s spent) PutManifest(ctx context.Context, tag, mediaType string, body []byte) (digest.Digest, error) {
+	if tag == s.tag {
+		return "", store.ErrTagTaken
+	}
+	return s.Store.PutManifest(ctx, tag, mediaType, body)
+}
+
+// Where a number cannot be had again the snapshot's record goes on under a
+// relocation, and the step says so.
+func TestRepairTellsRelocation(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	main := b.Host("main")
+	units := content(3, 20)
+	s := mustSnapshot(t, main, "shop", nil, units)
+	mustSnapshot(t, main, "shop", s, units)
+	whole := b.Store.Clone()
+	b.Store.MoveTag(s.Tag, s.Needs[0])
+	res, err := b.HostOn("main", spent{b.Store, s.Tag}).Repair(t.Context(), repo.RepairOptions{From: []repo.RepairSource{{Name: "mirror", Exact: whole}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := false
+	for _, step := range res.Steps {
+		if step.Tag == s.Tag {
+			told = step.Action == repo.RepairRelocated && step.As == "r.shop.1.1" && step.Err == nil
+		}
+	}
+	if !told || !res.Healed() {
+		t.Fatalf("%+v, left: %v", res.Steps, res.After.Problems)
 	}
 }

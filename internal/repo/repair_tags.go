@@ -147,14 +147,18 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 		return nil
 	}
 	for _, t := range tags {
-		err := p.putBack(ctx, found[t], found)
+		moved, err := p.putBack(ctx, found[t], found)
 		if err == nil {
 			err = p.dropAside(ctx, t)
 		}
 		if err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnreachable)) {
 			return err
 		}
-		p.did(RepairStep{Action: RepairCopied, Tag: t.String(), Blob: found[t].m.Digest, From: found[t].name(), Err: err})
+		step := RepairStep{Action: RepairCopied, Tag: t.String(), Blob: found[t].m.Digest, From: found[t].name(), Err: err}
+		if moved != nil {
+			step.Action, step.As, step.Blob = RepairRelocated, moved.Place, moved.Digest
+		}
+		p.did(step)
 	}
 	return nil
 }
@@ -344,20 +348,20 @@ func (p *repairer) fromTags(ctx context.Context, c Class, src *RepairSource, her
 
 // putBack stores a manifest under the tag where it belongs. What a snapshot lists
 // is brought here first.
-func (p *repairer) putBack(ctx context.Context, c copyOf, all map[Tag]copyOf) error {
+func (p *repairer) putBack(ctx context.Context, c copyOf, all map[Tag]copyOf) (moved *Snapshot, err error) {
 	r := p.repo
 	if c.tag.Class == ClassSnapshot || c.tag.Class == ClassRelocation {
 		_, needs, err := decodeSnapshotIndex(c.tag.Class, c.m)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, n := range needs {
 			if err := p.manifest(ctx, n, nil); err != nil {
-				return fmt.Errorf("it needs pack manifest %s: %w", n.Digest, err)
+				return nil, fmt.Errorf("it needs pack manifest %s: %w", n.Digest, err)
 			}
 		}
 	} else if err := r.putEmpty(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	put := func() error {
 		if err := r.putTag(store.Rewriting(ctx), c.tag.String(), c.m.MediaType, c.m.Body); err != nil {
@@ -369,13 +373,13 @@ func (p *repairer) putBack(ctx context.Context, c copyOf, all map[Tag]copyOf) er
 		}
 		return err
 	}
-	err := put()
+	err = put()
 	if !errors.Is(err, store.ErrTagTaken) {
-		return err
+		return nil, err
 	}
 	// It names something that counts for nobody there; what does is at hand.
 	if aerr := p.keepAside(ctx, c, all); aerr != nil {
-		return aerr
+		return nil, aerr
 	}
 	if derr := r.st.DeleteTag(ctx, c.tag.String()); derr != nil && !errors.Is(derr, store.ErrNotFound) {
 		err = fmt.Errorf("the tag names something else and could not be taken away: %w", derr)
@@ -383,29 +387,29 @@ func (p *repairer) putBack(ctx context.Context, c copyOf, all map[Tag]copyOf) er
 		err = put()
 	}
 	if err == nil || c.tag.Class != ClassSnapshot || ctx.Err() != nil {
-		return err
+		return nil, err
 	}
 	// This registry gives no number out twice: a relocation carries the same record.
-	if rerr := p.relocateAs(ctx, c); rerr != nil {
-		return errors.Join(err, rerr)
+	moved, rerr := p.relocateAs(ctx, c)
+	if rerr != nil {
+		return nil, errors.Join(err, rerr)
 	}
-	return nil
+	return moved, nil
 }
 
 // relocateAs gives a snapshot whose own tag cannot be had a tag of class r.
-func (p *repairer) relocateAs(ctx context.Context, c copyOf) error {
+func (p *repairer) relocateAs(ctx context.Context, c copyOf) (*Snapshot, error) {
 	r := p.repo
 	s, err := r.openSnapshot(ctx, c.tag, c.m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	commit, needs, err := decodeSnapshotIndex(ClassSnapshot, c.m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if s.place, err = r.relist(ctx, place{system: s.System, number: s.Number}); err != nil {
-		return err
+		return nil, err
 	}
-	_, err = r.relocateRecord(ctx, s, commit, needs, 0)
-	return err
+	return r.relocateRecord(ctx, s, commit, needs, 0)
 }

@@ -539,7 +539,7 @@ func (m *mending) move(ctx context.Context, s *Snapshot, carriers []*source) (bo
 	moved, err := r.relocateRecord(ctx, s, commit, needs, int64(lacks))
 	switch {
 	case err == nil:
-		step.Blob = moved.Digest
+		step.Blob, step.As = moved.Digest, moved.Place
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, dr.ErrHeld), errors.Is(err, store.ErrForbidden):
 		step.Err = err
 	default:
