@@ -27,7 +27,8 @@ volumes, project files, and the files of all trees or of one. Without a snapshot
 the newest is meant; the second SYSTEM may be left out.
 
 Signs: + only in the second, - only in the first, C content or type differs,
-M only mode, owner, time or attributes. What both share is not read, so the cost
+M only mode, owner, time or attributes. Of a file with other content the bytes are
+told that differ, by the units in which it is stored. What both share is not read, so the cost
 is that of what differs.`,
 		Example: `  lifeboat diff shop@5f0c12ab @latest
   lifeboat diff 'shop@#12' '@#13' --volume shop_uploads
@@ -54,6 +55,10 @@ type diffFile struct {
 	// SizeA and SizeB are -1 where the path is not there.
 	SizeA int64 `json:"size_a"`
 	SizeB int64 `json:"size_b"`
+	// BytesNew are only in the second, BytesGone only in the first: of a file with
+	// other content those of its units that differ.
+	BytesNew  int64 `json:"bytes_new"`
+	BytesGone int64 `json:"bytes_gone"`
 }
 
 // diffObject is one container, image, network, volume or project file.
@@ -70,6 +75,8 @@ type diffTotals struct {
 	// BytesAdded is the size of what is only in the second, or has other content
 	// there; BytesRemoved the same of the first.
 	BytesAdded, BytesRemoved int64
+	// BytesNew and BytesGone count of files with other content only what differs.
+	BytesNew, BytesGone int64
 }
 
 // MarshalJSON gives the keys their form.
@@ -77,6 +84,7 @@ func (t diffTotals) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]int64{
 		"added": t.Added, "removed": t.Removed, "content": t.Content, "metadata": t.Metadata,
 		"bytes_added": t.BytesAdded, "bytes_removed": t.BytesRemoved,
+		"bytes_new": t.BytesNew, "bytes_gone": t.BytesGone,
 	})
 }
 
@@ -153,7 +161,7 @@ func (a *app) runDiff(ctx context.Context, refA, refB string, f restoreFlags) er
 		return a.UI().Answer(map[string]any{"a": x.snap.ID, "b": y.snap.ID, "objects": objects, "files": files, "totals": sum})
 	}
 	return a.UI().Answer(nil, ui.Text(fmt.Sprintf("%d added, %d removed, %d with other content, %d with other metadata; %s new, %s gone",
-		sum.Added, sum.Removed, sum.Content, sum.Metadata, bytesText(sum.BytesAdded), bytesText(sum.BytesRemoved))))
+		sum.Added, sum.Removed, sum.Content, sum.Metadata, bytesText(sum.BytesNew), bytesText(sum.BytesGone))))
 }
 
 func (a *app) diffLine(format string, args ...any) {
@@ -182,6 +190,13 @@ func (d diffFile) describe() []string {
 		out = append(out, bytesText(d.SizeA))
 	case d.SizeA != d.SizeB:
 		out = append(out, bytesText(d.SizeA)+" to "+bytesText(d.SizeB))
+	default:
+		if d.Change == "content" {
+			out = append(out, bytesText(d.SizeB))
+		}
+	}
+	if d.Change == "content" && d.Type == "file" {
+		out = append(out, bytesText(d.BytesNew)+" new", bytesText(d.BytesGone)+" gone")
 	}
 	return append(out, d.What...)
 }
@@ -200,6 +215,8 @@ func (t *diffTotals) count(d diffFile) {
 	}
 	t.BytesAdded += max(d.SizeB, 0)
 	t.BytesRemoved += max(d.SizeA, 0)
+	t.BytesNew += d.BytesNew
+	t.BytesGone += d.BytesGone
 }
 
 // diffTrees calls fn for each path that differs, tree by tree.
@@ -258,8 +275,16 @@ func diffTree(ctx context.Context, key string, x, y *repo.Reader, pair [2]*dr.Tr
 		if c.B != nil {
 			d.SizeB, d.Type = c.B.Size, c.B.Type.String()
 		}
+		d.BytesNew, d.BytesGone = max(d.SizeB, 0), max(d.SizeA, 0)
 		if c.A != nil && c.B != nil {
 			d.What = whatDiffers(c.A, c.B)
+			d.BytesNew, d.BytesGone = 0, 0
+			if c.Kind == catalog.Content {
+				var err error
+				if d.BytesNew, d.BytesGone, err = unitBytes(ctx, in[0], in[1], c.A, c.B); err != nil {
+					return fmt.Errorf("content of %q: %w", d.Path, err)
+				}
+			}
 		}
 		return fn(d)
 	})
