@@ -18,7 +18,25 @@ func (a *app) again(name string, overrides ...string) string {
 	if a.cmd == nil {
 		return suggest.Command(append([]string{"lifeboat", name}, overrides...)...)
 	}
-	words := append(strings.Fields(a.cmd.CommandPath()), name)
+	words := append(append(strings.Fields(a.cmd.CommandPath()), name), a.flagWords(overrides)...)
+	for _, o := range overrides {
+		words = append(words, "--override", o)
+	}
+	return suggest.Command(words...)
+}
+
+// sameAgain is this run's command line as it was, without values of environment
+// variables.
+func (a *app) sameAgain() string {
+	if a.cmd == nil {
+		return "lifeboat"
+	}
+	words := append(strings.Fields(a.cmd.CommandPath()), a.cmd.Flags().Args()...)
+	return suggest.Command(append(words, a.flagWords(nil)...)...)
+}
+
+// flagWords are the flags that were given, without overrides that others replace.
+func (a *app) flagWords(overrides []string) (words []string) {
 	a.cmd.Flags().Visit(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
@@ -40,10 +58,7 @@ func (a *app) again(name string, overrides ...string) string {
 			}
 		}
 	})
-	for _, o := range overrides {
-		words = append(words, "--override", o)
-	}
-	return suggest.Command(words...)
+	return words
 }
 
 func flagValues(f *pflag.Flag) []string {

@@ -16,7 +16,8 @@ import (
 	"lifeboat/internal/ui"
 )
 
-// envLog sets what is logged on stderr: debug, info, warn (default), error.
+// envLog sets what is logged on stderr, as it is: debug, info, warn, error. Without
+// it warnings are told as the command's own.
 const envLog = "LIFEBOAT_LOG"
 
 // app is what commands share: flags that all have, configuration, printer and
@@ -53,7 +54,11 @@ func (a *app) begin(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	a.log = slog.New(redact.Handler(slog.NewTextHandler(a.UI().Log(), &slog.HandlerOptions{Level: level})))
+	var to slog.Handler = newWarnings(a.UI())
+	if a.env(envLog) != "" {
+		to = slog.NewTextHandler(a.UI().Log(), &slog.HandlerOptions{Level: level})
+	}
+	a.log = slog.New(redact.Handler(to))
 	cmd.Root().SetIn(a.in)
 	cmd.Root().SetOut(a.UI().Out())
 	cmd.Root().SetErr(a.UI().Log())
@@ -170,13 +175,10 @@ func (a *app) finish(ctx context.Context, err error) int {
 	o := outcomeOf(ctx, err)
 	var failure *ui.Failure
 	if err != nil {
-		if cause := context.Cause(ctx); o.code == codeInterrupted && !errors.Is(err, errInterrupted) {
-			err = fmt.Errorf("%w: %w", cause, err)
-		}
 		if o.code == codeFailed {
-			err = a.explainRegistry(a.lastSource, "what this command had finished before stays; what it had only begun does not count", err)
+			err = a.explainRegistry(a.lastSource, stateParts, err)
 		}
-		failure = &ui.Failure{Err: err, Code: o.code, Kind: o.kind}
+		failure = &ui.Failure{Err: a.whole(ctx, o, err), Code: o.code, Kind: o.kind}
 	}
 	if werr := a.UI().Close(failure); werr != nil && o.code == codeDone {
 		// The answer did not get out; there is nowhere else to say so but stderr.

@@ -293,7 +293,7 @@ func (a *app) explainCopy(dst source, err error) error {
 			What: err.Error(), State: state,
 			Next: []string{"give the login at " + hostOf(dst.url) + " the access role operator: it writes keys, hosts and the snapshots of all systems"}, Err: err,
 		}
-	case errors.Is(err, dr.ErrHeld) && !errors.Is(err, dr.ErrPartial):
+	case errors.Is(err, repo.ErrOtherRepository):
 		return ui.Explained{
 			What: err.Error(), State: "nothing was changed there",
 			Next: []string{"name another repository with --to", "where the mirror has taken the place of the registry, copy the other way: --repo " + location(dst.url) + " --to " + location(a.lastSource.url)}, Err: err,

@@ -114,15 +114,15 @@ func TestDiffAndSingleFiles(t *testing.T) {
 	}
 	p.do(0, &d, "diff", "shop@"+one.String(), "@latest")
 	want := []diffFile{
-		{Tree: "volume:data", Path: "a.txt", Change: "content", Type: "file", SizeA: 3, SizeB: 12},
-		{Tree: "volume:data", Path: "docs/2026/z.pdf", Change: "added", Type: "file", SizeA: -1, SizeB: 2},
+		{Tree: "volume:data", Path: "a.txt", Change: "content", Type: "file", SizeA: 3, SizeB: 12, BytesNew: 12, BytesGone: 3},
+		{Tree: "volume:data", Path: "docs/2026/z.pdf", Change: "added", Type: "file", SizeA: -1, SizeB: 2, BytesNew: 2},
 		{Tree: "volume:data", Path: "gone", Change: "removed", Type: "directory", SizeB: -1},
-		{Tree: "volume:data", Path: "gone/old", Change: "removed", Type: "file", SizeA: 3, SizeB: -1},
+		{Tree: "volume:data", Path: "gone/old", Change: "removed", Type: "file", SizeA: 3, SizeB: -1, BytesGone: 3},
 	}
 	if diff := cmp.Diff(want, d.Files); diff != "" || d.A != one || d.B != two {
 		t.Errorf("%s", diff)
 	}
-	if diff := cmp.Diff(map[string]int64{"added": 1, "removed": 2, "content": 1, "metadata": 0, "bytes_added": 14, "bytes_removed": 6}, d.Totals); diff != "" {
+	if diff := cmp.Diff(map[string]int64{"added": 1, "removed": 2, "content": 1, "metadata": 0, "bytes_added": 14, "bytes_removed": 6, "bytes_new": 14, "bytes_gone": 6}, d.Totals); diff != "" {
 		t.Error(diff)
 	}
 	if diff := cmp.Diff([]diffObject{{Object: "container:web", Change: "changed", What: []string{"configuration", "image"}}}, d.Objects); diff != "" {
@@ -217,7 +217,7 @@ func TestMirror(t *testing.T) {
 	if other := registrytest.Start(t); true {
 		q := newPlace(t)
 		q.run(0, "init", "--repo", other.URL("x"), "--fingerprint", other.Fingerprint, "--kit", q.path("kit.txt"))
-		p.do(codeHeld, &struct{}{}, "copy", "--mirror", "--to", other.URL("x"), "--to-fingerprint", other.Fingerprint)
+		p.do(codeUsage, &struct{}{}, "copy", "--mirror", "--to", other.URL("x"), "--to-fingerprint", other.Fingerprint)
 	}
 
 	cfg, err := os.ReadFile(p.env["LIFEBOAT_CONFIG"])

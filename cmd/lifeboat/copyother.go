@@ -18,7 +18,7 @@ import (
 // this host's signs there that is kept for copies alone: no engine is needed.
 func (a *app) openOther(ctx context.Context, dst *world, f copyFlags) error {
 	src := &dst.src
-	if err := (secondFlags{keyFile: f.keyFile, passphraseFile: f.passphraseFile}).keys(src); err != nil {
+	if err := (secondFlags{word: "to", keyFile: f.keyFile, passphraseFile: f.passphraseFile}).keys(src); err != nil {
 		return err
 	}
 	caps, err := dst.store.Capabilities(ctx)

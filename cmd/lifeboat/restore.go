@@ -129,6 +129,15 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 		return err
 	}
 	into, err := landing.Open(f.to, purposeOf(w.repo, snap, trees, f))
+	if errors.Is(err, dr.ErrUsage) {
+		return ui.Explained{
+			What: err.Error(), State: "what is in the directory is untouched",
+			Next: []string{
+				"name a new or empty directory with --to",
+				"if an earlier restore into it ended well, its files are all there: one that is cut off leaves a mark, and the same command goes on with it",
+			}, Err: err,
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -126,7 +126,7 @@ func TestRestoreKilledGoesOn(t *testing.T) {
 		}
 	}
 	wire.reset(1 << 40)
-	p.do(codeHeld, &struct{}{}, append(args, "--path", "d1")...)
+	p.do(codeUsage, &struct{}{}, append(args, "--path", "d1")...)
 	wire.reset(1 << 40)
 	var ans struct {
 		Fetched int64
@@ -143,7 +143,7 @@ func TestRestoreKilledGoesOn(t *testing.T) {
 	if diff := cmp.Diff([]string(nil), left); diff != "" || err != nil {
 		t.Errorf("%s %v", diff, err)
 	}
-	p.do(codeHeld, &struct{}{}, args...)
+	p.do(codeUsage, &struct{}{}, args...)
 }
 
 // killed runs the command in a process of its own and kills it when told.

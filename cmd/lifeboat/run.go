@@ -47,6 +47,9 @@ func run(p process) int {
 	root.SetOut(p.out)
 	root.SetErr(p.err)
 	cmd, err := root.ExecuteContextC(ctx)
+	if a.cmd == nil {
+		a.cmd = cmd
+	}
 	if err != nil && !a.started {
 		err = usage(cmd, err)
 	}

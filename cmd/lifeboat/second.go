@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -21,11 +22,13 @@ import (
 // of it, or another one with keys of its own.
 type secondFlags struct {
 	urls                    []string
+	word                    string // of the flags
 	keyFile, passphraseFile string
 }
 
 // add makes the flags --WORD, --WORD-key-file and --WORD-passphrase-file.
 func (f *secondFlags) add(cmd *cobra.Command, word, what string) {
+	f.word = word
 	cmd.Flags().StringArrayVar(&f.urls, word, nil, "`URL` of "+what)
 	cmd.Flags().StringVar(&f.keyFile, word+"-key-file", "", "age identity `FILE` that opens it, where it has a key of its own")
 	cmd.Flags().StringVar(&f.passphraseFile, word+"-passphrase-file", "", "`FILE` with its passphrase")
@@ -81,6 +84,7 @@ func (a *app) openSecond(ctx context.Context, w *world, f secondFlags, url strin
 
 // keys reads what opens a second repository, where it is not what opens the first.
 func (f secondFlags) keys(src *source) error {
+	src.second = f.word
 	if f.keyFile != "" {
 		raw, err := config.ReadSecretFile(f.keyFile)
 		if err != nil {
@@ -90,7 +94,15 @@ func (f secondFlags) keys(src *source) error {
 			return fmt.Errorf("key file %s does not hold an age identity: %w", f.keyFile, dr.ErrUsage)
 		}
 	}
-	if f.passphraseFile != "" {
+	if ask := src.passphrase; f.passphraseFile == "" {
+		src.passphrase = func() (string, error) {
+			secret, err := ask()
+			if errors.Is(err, dr.ErrWrongKey) {
+				err = ui.Explained{What: err.Error(), State: "nothing was read or changed there", Next: src.nextSecond(true), Err: err}
+			}
+			return secret, err
+		}
+	} else {
 		src.passphrase = func() (string, error) {
 			secret, err := config.ReadSecretFile(f.passphraseFile)
 			if err != nil {
@@ -100,6 +112,15 @@ func (f secondFlags) keys(src *source) error {
 		}
 	}
 	return nil
+}
+
+// nextSecond says which flags give the key of a second repository.
+func (s source) nextSecond(passphrase bool) []string {
+	next := []string{"name the key that opens " + location(s.url) + ": --" + s.second + "-key-file FILE  (of one of its recipients)"}
+	if passphrase {
+		next = append(next, "or its passphrase: --"+s.second+"-passphrase-file FILE")
+	}
+	return next
 }
 
 // repairSource is a second repository as repair uses it.

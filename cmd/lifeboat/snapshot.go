@@ -235,6 +235,12 @@ func (a *app) takeSnapshot(ctx context.Context, w *world, name string, how snaps
 		return nil, ui.Explained{What: err.Error(), State: "nothing was done", Next: []string{"lifeboat protect " + name + " --project PROJECT"}, Err: err}
 	}
 	unlock, err := w.state.Lock(sysName)
+	if errors.Is(err, dr.ErrHeld) {
+		return nil, ui.Explained{
+			What: err.Error(), State: "nothing was done by this run; the other one goes on",
+			Next: []string{"when it has ended: lifeboat snapshot " + name}, Err: err,
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

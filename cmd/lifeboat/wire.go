@@ -42,10 +42,12 @@ type source struct {
 	mirrors    []address
 	identities []age.Identity
 	passphrase func() (string, error)
-	expect     *repo.Expected
-	marks      map[string]dr.Number
-	limits     config.Limits
-	stateDir   string
+	// second is the word of the flags that name the key of a second repository.
+	second   string
+	expect   *repo.Expected
+	marks    map[string]dr.Number
+	limits   config.Limits
+	stateDir string
 }
 
 // world is what most commands work with.
@@ -374,6 +376,9 @@ func (a *app) explainOpen(src source, err error) error {
 
 // nextClosed leads on from a key that does not open the repository.
 func (a *app) nextClosed(src source, closed *repo.ClosedError) (next []string) {
+	if src.second != "" {
+		return src.nextSecond(closed.Passphrase())
+	}
 	public := publicKeys(src.identities)
 	if closed.Removed {
 		if len(public) > 0 {

@@ -48,8 +48,9 @@ type Landing struct {
 }
 
 // Open takes the directory for a restore: it is made, or is empty, or holds the
-// mark of the same purpose. The error wraps dr.ErrHeld if it holds anything else
-// or another process is restoring there; then nothing was changed. The caller
+// mark of the same purpose. The error wraps dr.ErrUsage if it holds
+// anything else, dr.ErrHeld if another process is restoring there; then nothing was
+// changed. The caller
 // ends with Finish or Close.
 func Open(dir string, p Purpose) (*Landing, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -110,9 +111,9 @@ func (l *Landing) fits(want []byte) error {
 	}
 	var p Purpose
 	if err := json.Unmarshal(have, &p); err != nil {
-		return fmt.Errorf("directory %s holds a damaged mark of a restore; nothing was changed: %w", l.dir, dr.ErrHeld)
+		return fmt.Errorf("directory %s holds a damaged mark of a restore; nothing was changed: %w", l.dir, dr.ErrUsage)
 	}
-	return fmt.Errorf("directory %s holds a part of another restore (%s, path %q); nothing was changed: %w", l.dir, strings.Join(p.Trees, ", "), p.Path, dr.ErrHeld)
+	return fmt.Errorf("directory %s holds a part of another restore (%s, path %q); nothing was changed: %w", l.dir, strings.Join(p.Trees, ", "), p.Path, dr.ErrUsage)
 }
 
 func (l *Landing) write(mark []byte) error {
@@ -135,9 +136,9 @@ func vacant(dir, own string) error {
 		switch {
 		case e.Name() == own:
 		case marked:
-			return fmt.Errorf("directory %s holds a part of the restore of another snapshot (%s); nothing was changed: %w", dir, id, dr.ErrHeld)
+			return fmt.Errorf("directory %s holds a part of the restore of another snapshot (%s); nothing was changed: %w", dir, id, dr.ErrUsage)
 		default:
-			return fmt.Errorf("directory %s is not empty; nothing was restored: %w", dir, dr.ErrHeld)
+			return fmt.Errorf("directory %s is not empty and holds no restore that was cut off; nothing was restored: %w", dir, dr.ErrUsage)
 		}
 	}
 	return nil

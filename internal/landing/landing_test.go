@@ -26,11 +26,16 @@ func mustOpen(t *testing.T, dir string, p landing.Purpose, resumed bool) *landin
 
 func held(t *testing.T, dir string, p landing.Purpose, words string) {
 	t.Helper()
+	refused(t, dir, p, dr.ErrHeld, words)
+}
+
+func refused(t *testing.T, dir string, p landing.Purpose, kind error, words string) {
+	t.Helper()
 	before, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := landing.Open(dir, p); !errors.Is(err, dr.ErrHeld) || !strings.Contains(err.Error(), words) {
+	if _, err := landing.Open(dir, p); !errors.Is(err, kind) || !strings.Contains(err.Error(), words) {
 		t.Errorf("%v, want an error that says %q", err, words)
 	}
 	if after, err := os.ReadDir(dir); err != nil || len(after) != len(before) {
@@ -58,10 +63,10 @@ func TestLanding(t *testing.T) {
 	}
 	other := shop
 	other.Path = "docs"
-	held(t, dir, other, "another restore")
+	refused(t, dir, other, dr.ErrUsage, "another restore")
 	other = shop
 	other.Snapshot = dr.SnapshotID{2}
-	held(t, dir, other, "another snapshot")
+	refused(t, dir, other, dr.ErrUsage, "another snapshot")
 	l = mustOpen(t, dir, shop, true)
 	then := time.Unix(1000, 5)
 	if err := os.Chtimes(dir, then, then); err != nil {
@@ -74,7 +79,7 @@ func TestLanding(t *testing.T) {
 	if err != nil || !st.ModTime().Equal(then) {
 		t.Errorf("%v, %v", st, err)
 	}
-	held(t, dir, shop, "not empty")
+	refused(t, dir, shop, dr.ErrUsage, "not empty")
 }
 
 // TestMarkCutOff: a mark that was cut off while it was written stands for an empty
@@ -92,10 +97,10 @@ func TestMarkCutOff(t *testing.T) {
 		if err := errors.Join(l.Close(), os.Truncate(name, n), os.WriteFile(filepath.Join(dir, "file"), nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		held(t, dir, shop, "not empty")
+		refused(t, dir, shop, dr.ErrUsage, "not empty")
 		if err := os.WriteFile(name, []byte(`{"repository":1}`), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		held(t, dir, shop, "damaged mark")
+		refused(t, dir, shop, dr.ErrUsage, "damaged mark")
 	}
 }

@@ -240,7 +240,7 @@ func TestMirrorRefuses(t *testing.T) {
 	t.Parallel()
 	m := newMirrored(t)
 	main := m.Host("main")
-	if _, err := main.MirrorTo(t.Context(), repotest.NewBed(t).Store, repo.MirrorOptions{}); !errors.Is(err, dr.ErrHeld) {
+	if _, err := main.MirrorTo(t.Context(), repotest.NewBed(t).Store, repo.MirrorOptions{}); !errors.Is(err, repo.ErrOtherRepository) {
 		t.Errorf("another repository: %v", err)
 	}
 	dst := memstore.New()
@@ -248,7 +248,7 @@ func TestMirrorRefuses(t *testing.T) {
 	if err := m.HostOn("main", dst).RotateKey(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := main.MirrorTo(t.Context(), dst, repo.MirrorOptions{}); !errors.Is(err, dr.ErrHeld) {
+	if _, err := main.MirrorTo(t.Context(), dst, repo.MirrorOptions{}); !errors.Is(err, repo.ErrOtherRepository) {
 		t.Errorf("keys changed there: %v", err)
 	}
 }

@@ -73,6 +73,10 @@ type MirrorResult struct {
 	Problems []Problem
 }
 
+// ErrOtherRepository: the place that was named for a mirror holds something else.
+// It wraps dr.ErrUsage.
+var ErrOtherRepository = fmt.Errorf("another repository stands there: %w", dr.ErrUsage)
+
 // MirrorTo makes or completes an exact copy of the repository in another
 // registry (docs/adr/0010-copies-and-mirrors.md): the same id, keys, hosts,
 // locks, epochs and snapshots, byte for byte. Every pack is authenticated on the way,
@@ -82,8 +86,8 @@ type MirrorResult struct {
 // the snapshots that are copied or there, then each snapshot after all that it needs, then epochs and switch records that were
 // there before the first snapshot was looked at. Nothing is ever removed there.
 //
-// Errors: dr.ErrHeld when dst holds another repository or one that was written
-// to on its own, dr.ErrTampered for this repository's own state, those of the
+// Errors: ErrOtherRepository when dst holds another repository or one whose keys
+// were changed on its own, dr.ErrTampered for this repository's own state, those of the
 // stores. Rows of the result tell about single snapshots; the result comes
 // together with an error once copying has begun.
 func (r *Repo) MirrorTo(ctx context.Context, dst store.Store, o MirrorOptions) (*MirrorResult, error) {
@@ -212,7 +216,7 @@ func (m *mirroring) verify(ctx context.Context, t Tag) error {
 }
 
 // sameRepository refuses a name that holds another repository, or this one with
-// a key record that is not known here. The error wraps dr.ErrHeld.
+// a key record that is not known here. The error wraps ErrOtherRepository.
 func (m *mirroring) sameRepository(ctx context.Context, there []string) error {
 	known := map[string]bool{}
 	for _, t := range m.fixed {
@@ -232,7 +236,7 @@ func (m *mirroring) sameRepository(ctx context.Context, there []string) error {
 				continue
 			}
 		}
-		return fmt.Errorf("%s there is not a key record of repository %s: another repository stands there, or somebody changed the keys of the mirror on its own: %w", name, m.repo.ID(), dr.ErrHeld)
+		return fmt.Errorf("%s there is not a key record of repository %s, unless somebody changed the keys of the mirror on its own: %w", name, m.repo.ID(), ErrOtherRepository)
 	}
 	return nil
 }

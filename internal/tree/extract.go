@@ -33,7 +33,7 @@ type ExtractOptions struct {
 	TempDir string
 	// Resume goes on with what an Extract of the same has left that was cut off:
 	// what is there is read and hashed with CutKey, and only the rest is fetched.
-	// What such a run cannot have made is an error that wraps dr.ErrHeld, before
+	// What such a run cannot have made is an error that wraps dr.ErrUsage, before
 	// anything is written.
 	Resume bool
 	CutKey [32]byte
@@ -110,7 +110,7 @@ func (a *applier) strangers(ctx context.Context) error {
 		if c.A == nil || c.B != nil && c.A.Type == c.B.Type || c.B != nil && isFile(c.A) && isFile(c.B) {
 			return nil
 		}
-		return fmt.Errorf("there is %s, which is not of what was being extracted here; move it away: %w", a.root.display(c.A.Path), dr.ErrHeld)
+		return fmt.Errorf("there is %s, which is not of what was being extracted here; move it away: %w", a.root.display(c.A.Path), dr.ErrUsage)
 	})
 }
 

@@ -201,7 +201,7 @@ func TestExtractResumesItsOwnOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if st, err := extract(t.Context(), dest, t.TempDir(), f.open(res), f.repo, true); !errors.Is(err, dr.ErrHeld) || st.BytesWritten != 0 || st.Removed != 0 {
+	if st, err := extract(t.Context(), dest, t.TempDir(), f.open(res), f.repo, true); !errors.Is(err, dr.ErrUsage) || st.BytesWritten != 0 || st.Removed != 0 {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	if err := os.Remove(stranger); err != nil {

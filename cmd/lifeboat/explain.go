@@ -1,0 +1,133 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"lifeboat/internal/ui"
+)
+
+const (
+	stateUntouched = "nothing was changed"
+	stateParts     = "what this command had finished before stays; what it had only begun does not count"
+)
+
+// afterStop says of a command what state things are in once it was interrupted.
+var afterStop = map[string]string{
+	"snapshot": "no snapshot was committed by what was cut off; every container runs; what was sent is kept, and not sent again",
+	"verify":   "nothing was changed; what was read is remembered, and not read again by the same command",
+	"repair":   "what was mended stays; nothing that was sound was touched",
+	"restore":  "what was restored stays in the directory, marked as cut off",
+	"copy":     "what was copied stays; every snapshot that is visible there is whole",
+	"forget":   "what was forgotten stays so; every other snapshot is as it was",
+	"gc":       "every visible snapshot is whole; what was removed stays removed",
+}
+
+// readOnly are commands that change nothing, whatever becomes of them.
+var readOnly = []string{"check", "verify", "snapshots", "status", "ls", "diff", "version", "help", "completion", "kit", "list"}
+
+// whereToLook says, by command, where the names are that it takes.
+var whereToLook = map[string][]string{
+	"snapshot": {"lifeboat status  (lists the systems that are protected here)", "lifeboat protect SYSTEM --project PROJECT"},
+	"protect":  {"docker ps --all  (lists projects and containers)"},
+	"key":      {"lifeboat key list"},
+	"host":     {"lifeboat host list"},
+	"ls":       {"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"},
+	"restore":  {"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"},
+	"diff":     {"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"},
+}
+
+// whole adds to an error what it does not say itself: every error of a command
+// has the state of things and a next step (CLI contract: error.state, error.next).
+func (a *app) whole(ctx context.Context, o outcome, err error) error {
+	var helper passedOn
+	if errors.As(err, &helper) { // the helper has told it
+		return err
+	}
+	out := ui.Explained{What: err.Error(), Err: err}
+	var x ui.Explainer
+	if errors.As(err, &x) {
+		out.State, out.Next = x.Explain()
+	}
+	if o.code == codeInterrupted {
+		out.What = interruptedText(context.Cause(ctx), err)
+	} else if out.State != "" && len(out.Next) > 0 {
+		return err
+	}
+	state, next := a.byKind(o)
+	out.State = cmp.Or(out.State, state)
+	if len(out.Next) == 0 {
+		out.Next = next
+	}
+	return out
+}
+
+// byKind is what can be said of an error by its kind and the command alone.
+func (a *app) byKind(o outcome) (state string, next []string) {
+	path, top, name := a.commandWords()
+	state = stateParts
+	if slices.Contains(readOnly, name) {
+		state = stateUntouched
+	}
+	again := "run it again: " + a.sameAgain()
+	switch o.code {
+	case codeUsage:
+		return "nothing was done", []string{path + " --help"}
+	case codeInterrupted:
+		return cmp.Or(afterStop[name], state), []string{again}
+	case codeNotFound:
+		if list, ok := whereToLook[top]; ok {
+			return state, list
+		}
+		return state, []string{"lifeboat snapshots  (lists systems and snapshots)", path + " --help"}
+	case codeHeld:
+		return state, []string{"wait for what holds it to end, or take it out of the way; then " + again}
+	case codeWrongKey:
+		return "nothing was read or changed", []string{"name the right key: LIFEBOAT_KEY_FILE, or LIFEBOAT_PASSPHRASE_FILE"}
+	case codeFenced:
+		return state, []string{"lifeboat status  (says which site holds the system)"}
+	case codeUnknown:
+		return "it is not known whether the last step was done; nothing is lost either way", []string{"lifeboat status", again}
+	case codePartial:
+		return "what was done stays", []string{"look at what is named above, mend it, then " + again}
+	}
+	return state, []string{"mend what is named above, then " + again}
+}
+
+// commandWords are the command's full name, its first word and its last.
+func (a *app) commandWords() (path, top, name string) {
+	if a.cmd == nil {
+		return "lifeboat", "", ""
+	}
+	path = a.cmd.CommandPath()
+	words := strings.Fields(path)
+	if len(words) > 1 {
+		top = words[1]
+	}
+	return path, top, words[len(words)-1]
+}
+
+// interruptedText says in one line what was cut off, and by what.
+func interruptedText(cause, err error) string {
+	if cause == nil {
+		return err.Error()
+	}
+	var parts []string
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		line = strings.TrimSpace(line)
+		if line != "" && line != context.Canceled.Error() && line != cause.Error() && !slices.Contains(parts, line) {
+			parts = append(parts, line)
+		}
+	}
+	text := strings.Join(parts, "; ")
+	switch {
+	case text == "":
+		return cause.Error()
+	case strings.Contains(text, cause.Error()):
+		return text
+	}
+	return cause.Error() + ": " + text
+}
