@@ -39,7 +39,9 @@ func TestEveryErrorLeadsOn(t *testing.T) {
 	for _, cmd := range append(all, nil) {
 		for _, kind := range []error{
 			dr.ErrUsage, dr.ErrPartial, dr.ErrNotFound, dr.ErrHeld, dr.ErrWrongKey, dr.ErrFenced, dr.ErrOutcomeUnknown, dr.ErrTampered,
-			ui.ErrDeclined, errors.New("something"), context.Canceled, ui.Explained{What: "w", State: "s"}, ui.Explained{What: "w", Next: []string{"n"}},
+			ui.ErrDeclined, errors.New("something"), context.Canceled,
+			ui.Explained{What: "w", State: "s"},
+			ui.Explained{What: "w", Next: []string{"n"}},
 		} {
 			ctx := t.Context()
 			if errors.Is(kind, context.Canceled) {
