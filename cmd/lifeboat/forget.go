@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/repo"
 	"lifeboat/internal/retain"
 	"lifeboat/internal/store"
 	"lifeboat/internal/ui"
@@ -208,6 +209,9 @@ func (a *app) forgetSystem(ctx context.Context, w *world, s dr.System, p retain.
 }
 
 func (a *app) explainForget(w *world, err error) error {
+	if errors.Is(err, repo.ErrSetBack) {
+		return explainSetBack(err)
+	}
 	if errors.Is(err, store.ErrForbidden) {
 		return ui.Explained{
 			What: err.Error(), State: "what was removed so far is listed; everything else is as it was",

@@ -209,6 +209,9 @@ func (a *app) openGC(ctx context.Context, o repo.CollectOptions) (*world, error)
 }
 
 func (a *app) explainGC(w *world, err error) error {
+	if errors.Is(err, repo.ErrSetBack) {
+		return explainSetBack(err)
+	}
 	const state = "every snapshot is whole; what was removed is needed by none"
 	if errors.Is(err, store.ErrUnsupported) {
 		return ui.Explained{What: err.Error(), State: state, Next: []string{"keep the repository at a registry that deletes tags (docs/registries.md)"}, Err: err}

@@ -363,6 +363,10 @@ func TestRemovedKey(t *testing.T) {
 	if !strings.Contains(s.Error.Message, "recovery-kit") || len(p.run(0, "key", "list").Keys) != 2 {
 		t.Errorf("asked: %s", s.Error.Message)
 	}
+	s = p.run(codeHeld, "key", "add", "--name", "again", p.run(0, "key", "list").Keys[1].Recipient)
+	if !strings.Contains(s.Error.Message, `under the name "recovery-kit"`) {
+		t.Errorf("the same key under another name: %s", s.Error.Message)
+	}
 	p.run(0, "kit", "--out", p.path("second.txt"))
 	p.run(0, "key", "remove", "recovery-kit") // of somebody else: no question
 	p.run(0, "key", "remove", "key-file", "--yes")

@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"lifeboat/internal/repo"
 	"lifeboat/internal/seal"
 	"lifeboat/internal/ui"
 )
@@ -71,7 +74,13 @@ func newKeyAddCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.changeKeys(cmd.Context(), func(ctx context.Context, w *world) error { return w.repo.AddKey(ctx, rec) })
+			return a.changeKeys(cmd.Context(), func(ctx context.Context, w *world) error {
+				err := w.repo.AddKey(ctx, rec)
+				if errors.Is(err, repo.ErrSameKey) {
+					return ui.Explained{What: err.Error(), State: "nothing was changed", Next: []string{"lifeboat key list", "to call it otherwise, remove it under its name first"}, Err: err}
+				}
+				return err
+			})
 		},
 	}
 	cmd.Flags().StringVar(&name, "name", "", "`NAME` of the recipient, for people")
@@ -93,11 +102,19 @@ answers it): afterwards no command here opens the repository.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.changeKeys(cmd.Context(), func(ctx context.Context, w *world) error {
-				if err := a.confirmOwnKey(ctx, w, args[0]); err != nil {
+				keys, _, err := w.repo.Keys(ctx)
+				if err != nil {
+					return err
+				}
+				names := repo.SameKey(keys, args[0])
+				if err := a.confirmOwnKey(ctx, w, keys, names); err != nil {
 					return err
 				}
 				if err := w.repo.RemoveKey(ctx, args[0], a.rewrap); err != nil {
 					return err
+				}
+				if len(names) > 1 {
+					a.UI().Note("the same key was there under %d names, and is removed under all of them: %s", len(names), strings.Join(names, ", "))
 				}
 				a.UI().Warn("what was written before stays readable to whoever kept the removed key")
 				return nil
@@ -106,12 +123,9 @@ answers it): afterwards no command here opens the repository.`,
 	}
 }
 
-// confirmOwnKey asks before the host locks itself out.
-func (a *app) confirmOwnKey(ctx context.Context, w *world, name string) error {
-	keys, _, err := w.repo.Keys(ctx)
-	if err != nil {
-		return err
-	}
+// confirmOwnKey asks before the host locks itself out by removing the names that one
+// key has.
+func (a *app) confirmOwnKey(ctx context.Context, w *world, keys []repo.KeyInfo, names []string) error {
 	own, with := recipientsOf(keys, w.src.identities), "its key file"
 	if len(own) == 0 {
 		with = "the passphrase"
@@ -121,12 +135,13 @@ func (a *app) confirmOwnKey(ctx context.Context, w *world, name string) error {
 			}
 		}
 	}
-	if len(own) != 1 || own[0] != name {
+	removed := func(name string) bool { return slices.Contains(names, name) }
+	if len(own) == 0 || !slices.ContainsFunc(own, removed) || slices.ContainsFunc(own, func(name string) bool { return !removed(name) }) {
 		return nil
 	}
 	var others []string
 	for _, k := range keys {
-		if k.Name != name {
+		if !removed(k.Name) {
 			others = append(others, k.Name)
 		}
 	}
@@ -134,7 +149,7 @@ func (a *app) confirmOwnKey(ctx context.Context, w *world, name string) error {
 		return nil // the last one; the repository refuses that itself
 	}
 	return a.UI().Confirm(ctx, fmt.Sprintf("%q is what this host opens the repository with (%s). Once it is removed no command works here; left are: %s. To exchange it, first: lifeboat key add --name NAME KEY, and put the new key into the key file. Remove it?",
-		name, with, strings.Join(others, ", ")))
+		strings.Join(names, ", "), with, strings.Join(others, ", ")))
 }
 
 func newKeyRotateCmd(a *app) *cobra.Command {

@@ -30,6 +30,12 @@ func errSetBack(system dr.System, problems []string, state string) error {
 	return ui.Explained{What: strings.Join(problems, "; "), State: state, Next: nextSetBack(system), Err: dr.ErrPartial}
 }
 
+// explainSetBack is for commands that remove nothing from a repository that was set
+// back.
+func explainSetBack(err error) error {
+	return ui.Explained{What: err.Error(), State: "nothing was removed; snapshots go on", Next: nextSetBack(""), Err: err}
+}
+
 // nextSetBack leads on from an older state.
 func nextSetBack(system dr.System) []string {
 	accept := "lifeboat snapshots --accept-older"

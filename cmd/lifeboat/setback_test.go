@@ -50,7 +50,7 @@ func TestOlderStateUntilAccepted(t *testing.T) {
 		for _, args := range [][]string{{"forget", "shop", "--keep-last", "1"}, {"gc"}} {
 			var refused said
 			p.do(codeFailed, &refused, args...)
-			if !strings.Contains(refused.Error.Message, "nothing was removed") || !strings.Contains(refused.Error.Message, "--accept-older") {
+			if !strings.Contains(refused.next(), "snapshots --accept-older") || refused.Error.State == "" || !strings.Contains(refused.Error.Message, "nothing was removed") || !strings.Contains(refused.Error.Message, "--accept-older") {
 				t.Errorf("%v: %+v", args, refused.Error)
 			}
 		}

@@ -245,7 +245,7 @@ func (c *collector) verified(ctx context.Context, needed map[digest.Digest]bool)
 	}
 	for _, p := range problems {
 		if p.SetBack() {
-			return fmt.Errorf("nothing was removed: %w", p.Err)
+			return refused(p)
 		}
 	}
 	c.result.Problems = problems

@@ -112,7 +112,7 @@ func (c *compactor) look(ctx context.Context) error {
 	}
 	for _, p := range problems {
 		if p.SetBack() {
-			return fmt.Errorf("nothing was removed: %w", p.Err)
+			return refused(p)
 		}
 	}
 	c.snaps = snaps

@@ -83,7 +83,7 @@ func (r *Repo) PlanForget(ctx context.Context, system dr.System, policy retain.P
 	p := &ForgetPlan{System: system, Policy: policy, Problems: problems}
 	for _, pr := range problems {
 		if pr.SetBack() {
-			return nil, fmt.Errorf("%s: nothing was removed: %w", what, pr.Err)
+			return nil, fmt.Errorf("%s: %w", what, refused(pr))
 		}
 	}
 	if err := r.refuseOlder(ctx); err != nil {

@@ -113,13 +113,22 @@ func (r *Repo) Keys(ctx context.Context) ([]KeyInfo, seal.Generation, error) {
 // Rewrap that does not know it returns an error.
 type Rewrap func(name string) (seal.Recipient, error)
 
+// ErrSameKey: the key opens the repository already, under another name. It wraps
+// dr.ErrHeld.
+var ErrSameKey = fmt.Errorf("this key opens the repository already: %w", dr.ErrHeld)
+
 // AddKey lets one more recipient open the repository. dr.ErrHeld when the name
-// is taken or somebody else changed the keys at the same time.
+// is taken, when the same key is there under another name (ErrSameKey), or when
+// somebody else changed the keys at the same time. Whether two passphrases are the same is not
+// looked at.
 func (r *Repo) AddKey(ctx context.Context, to seal.Recipient) error {
 	return r.changeKeys(ctx, "add key "+to.Name, func(k *seal.KeyRecord, s *seal.Secret) (*seal.Secret, []seal.Wrap, error) {
 		for _, w := range k.Wraps {
 			if w.Name == to.Name {
 				return nil, nil, fmt.Errorf("a recipient of that name exists: %w", dr.ErrHeld)
+			}
+			if !w.IsPassphrase() && w.Recipient == to.Public {
+				return nil, nil, fmt.Errorf("%s is there under the name %q: %w", w.Recipient, w.Name, ErrSameKey)
 			}
 		}
 		w, err := seal.WrapFor(s, to)
@@ -127,14 +136,16 @@ func (r *Repo) AddKey(ctx context.Context, to seal.Recipient) error {
 	})
 }
 
-// RemoveKey takes a recipient away and starts a key generation: what is written
-// from now on cannot be opened by whoever kept the removed key. What was
-// written before can. Passphrases that stay are asked of rewrap.
+// RemoveKey takes a recipient away, under every name that its key has (SameKey),
+// and starts a key generation: what is written from now on cannot be opened by
+// whoever kept the removed key. What was written before can. Passphrases that stay
+// are asked of rewrap.
 func (r *Repo) RemoveKey(ctx context.Context, name string, rewrap Rewrap) error {
 	return r.changeKeys(ctx, "remove key "+name, func(k *seal.KeyRecord, s *seal.Secret) (*seal.Secret, []seal.Wrap, error) {
 		var rest []seal.Wrap
+		gone := SameKey(keyInfos(k), name)
 		for _, w := range k.Wraps {
-			if w.Name != name {
+			if !slices.Contains(gone, w.Name) {
 				rest = append(rest, w)
 			}
 		}
@@ -146,6 +157,22 @@ func (r *Repo) RemoveKey(ctx context.Context, name string, rewrap Rewrap) error 
 		}
 		return rotated(s, rest, rewrap)
 	})
+}
+
+// SameKey returns the names under which the key of a recipient is there: name, and
+// others where somebody has added it twice; nil where there is no such name. Each
+// passphrase counts as a key of its own.
+func SameKey(keys []KeyInfo, name string) (names []string) {
+	i := slices.IndexFunc(keys, func(k KeyInfo) bool { return k.Name == name })
+	if i < 0 {
+		return nil
+	}
+	for _, k := range keys {
+		if k.Name == name || !k.IsPassphrase() && k.Recipient == keys[i].Recipient {
+			names = append(names, k.Name)
+		}
+	}
+	return names
 }
 
 // RotateKey starts a key generation for the same recipients.

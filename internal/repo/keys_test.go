@@ -382,3 +382,69 @@ func TestRepositoryIsPinned(t *testing.T) {
 		t.Fatalf("at another address: %v", err)
 	}
 }
+
+// TestOneKeyOneName: a key that is there is not added under another name, for then
+// removing the one name would leave it in force. Where earlier versions did, it is
+// removed under all its names.
+func TestOneKeyOneName(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	main := b.Host("main")
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kit := func(name string) seal.Recipient {
+		rc, err := seal.ParseRecipient(name, id.Recipient().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rc
+	}
+	if err := main.AddKey(t.Context(), kit("kit")); err != nil {
+		t.Fatal(err)
+	}
+	if err := main.AddKey(t.Context(), kit("kit2")); !errors.Is(err, dr.ErrHeld) || !strings.Contains(err.Error(), `under the name "kit"`) {
+		t.Errorf("the same key again: %v", err)
+	}
+	if keys, _, err := main.Keys(t.Context()); err != nil || len(keys) != 2 {
+		t.Fatalf("%v, %v", keys, err)
+	}
+	// Two passphrases are two keys.
+	for _, name := range []string{"one", "two"} {
+		if err := main.AddKey(t.Context(), passphraseOf(t, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	var wraps []seal.Wrap
+	secret := secretOf(t, b, 4)
+	for _, rc := range []seal.Recipient{b.Recipient, kit("kit"), passphraseOf(t, "one"), kit("kit2"), passphraseOf(t, "two")} {
+		w, err := seal.WrapFor(secret, rc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wraps = append(wraps, w)
+	}
+	raw, err := seal.EncodeKeyRecord(secret, 5, wraps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	putKeyTag(t, b.Store, 5, raw)
+	main = b.Host("main")
+	keys, _, err := main.Keys(t.Context())
+	if err != nil || !slices.Equal(repo.SameKey(keys, "kit"), []string{"kit", "kit2"}) || !slices.Equal(repo.SameKey(keys, "one"), []string{"one"}) || repo.SameKey(keys, "nobody") != nil {
+		t.Fatalf("%v, %v", keys, err)
+	}
+	if err := main.RemoveKey(t.Context(), "kit", func(name string) (seal.Recipient, error) { return passphraseOf(t, name), nil }); err != nil {
+		t.Fatal(err)
+	}
+	if keys, _, err = main.Keys(t.Context()); err != nil || len(keys) != 3 || slices.ContainsFunc(keys, func(k repo.KeyInfo) bool { return k.Recipient == id.Recipient().String() }) {
+		t.Errorf("%v, %v", keys, err)
+	}
+	o := b.Options("holder of the kit")
+	o.Identities = []age.Identity{id}
+	if _, err := open(t, b.Store, o); !errors.Is(err, dr.ErrWrongKey) {
+		t.Errorf("with the removed key: %v", err)
+	}
+}

@@ -109,6 +109,15 @@ func (s *state) endSetbacks(prefix string, over func(setback) bool) error {
 // so.
 func (p Problem) SetBack() bool { return strings.HasSuffix(p.Tag, "*") }
 
+// ErrSetBack: nothing is removed, because an older state that the registry shows or
+// has shown stands (Problem.SetBack). It comes with dr.ErrTampered.
+var ErrSetBack = errors.New("the registry was set back")
+
+// refused is the error of what removes nothing because of a problem.
+func refused(p Problem) error {
+	return fmt.Errorf("nothing was removed: %w: %w", ErrSetBack, p.Err)
+}
+
 // SetBacks looks whether older states of a system's snapshots ("" for all) that
 // this host has been shown still stand: what was missing is missing, and nobody has
 // accepted it. Where none was ever shown it asks the registry nothing.
@@ -185,13 +194,13 @@ func (b setback) err(prefix string) error {
 }
 
 // refuseOlder returns an error where any system's snapshots were set back: nothing
-// is removed then, of no system. The error wraps dr.ErrTampered.
+// is removed then, of no system. The error wraps ErrSetBack.
 func (r *Repo) refuseOlder(ctx context.Context) error {
 	problems, err := r.SetBacks(ctx, "")
 	if err != nil || len(problems) == 0 {
 		return err
 	}
-	return fmt.Errorf("nothing was removed: %w", problems[0].Err)
+	return refused(problems[0])
 }
 
 // tellOlder tells an operator who is about to use the newest snapshot of a system
