@@ -124,6 +124,17 @@ func TestBetweenPasses(t *testing.T) {
 			p := filepath.Join(f.root, "s")
 			return errors.Join(os.Remove(p), os.Symlink("other", p))
 		},
+		"symlink to large file": func(f *fixture) error {
+			return os.Rename(filepath.Join(f.root, "d/big"), filepath.Join(f.root, "s"))
+		},
+		"dir to large file": func(f *fixture) error {
+			p := filepath.Join(f.root, "m")
+			return errors.Join(os.RemoveAll(p), os.Rename(filepath.Join(f.root, "d/big"), p))
+		},
+		"large file to symlink": func(f *fixture) error {
+			p := filepath.Join(f.root, "d/big")
+			return errors.Join(os.Remove(p), os.Symlink("small", p))
+		},
 		"nothing": func(*fixture) error { return nil },
 	} {
 		for _, budget := range []int64{0, 64 << 10} {

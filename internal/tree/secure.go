@@ -265,7 +265,7 @@ func (s *securing) visit(v *Visit) error {
 		e.rec.flags |= recLink | recTrusted
 		return nil
 	}
-	if old != nil && old.has(recUsable) && st.IsRegular() && st.Size >= reflinkFrom && !old.has(recLink) {
+	if old != nil && old.has(recUsable) && old.stat.IsRegular() && !old.has(recLink) && st.IsRegular() && st.Size >= reflinkFrom {
 		e.old = append([]byte{}, old.content...)
 	}
 	s.entries = append(s.entries, e)

@@ -47,7 +47,8 @@ const (
 	// HangAfter: the call has its effect and returns when its context is done.
 	HangAfter
 	// Short: a blob that is read ends after At bytes with io.ErrUnexpectedEOF; a
-	// blob that is sent fails after At bytes were taken and is not stored.
+	// blob that is sent fails after At bytes were taken, or all when there are
+	// fewer, and is not stored.
 	Short
 	// Corrupt: byte At of a blob or manifest that is read is altered. The digest
 	// in a store.Manifest stays as it was.
@@ -230,7 +231,7 @@ func (s *Store) PutBlob(ctx context.Context, d digest.Digest, size int64, open f
 		if err != nil {
 			return 0, err
 		}
-		n, err := io.CopyN(io.Discard, r, f.At)
+		n, err := io.Copy(io.Discard, io.LimitReader(r, f.At))
 		if cerr := r.Close(); err == nil {
 			err = cerr
 		}
