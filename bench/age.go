@@ -145,15 +145,10 @@ func (a *countedAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 // begin makes registry, counter and repository.
 func (a *ageing) begin(ctx context.Context, dir string) error {
-	a.dir = dir
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := a.serve(ctx, dir, ageRegistry); err != nil {
 		return err
 	}
-	var err error
-	if a.registry, err = a.stage.serve(ctx, ageRegistry, a.stored()); err != nil {
-		return err
-	}
-	l, err := a.stage.site.Listen(ctx, "tcp", "127.0.0.1:5000")
+	l, err := a.stage.site.Listen(ctx, "tcp", lifeboatRegistry)
 	if err != nil {
 		return fmt.Errorf("listen for what is counted: %w", err)
 	}
@@ -161,25 +156,12 @@ func (a *ageing) begin(ctx context.Context, dir string) error {
 	through.Transport = &http.Transport{DialContext: a.stage.site.Dial, MaxIdleConnsPerHost: 64, DisableCompression: true}
 	a.proxy = &http.Server{Handler: a.counted.before(through), ReadHeaderTimeout: time.Minute}
 	go func() { _ = a.proxy.Serve(l) }() // until it is closed; what fails is told by whoever asks
-	if err := a.configure("lifeboat.yaml", "state"); err != nil {
+	if err := a.init(ctx); err != nil {
 		return err
 	}
 	var o outcome
-	for _, args := range [][]string{
-		{"init", "--repo", "oci+http://127.0.0.1:5000/dr", "--kit", filepath.Join(dir, "kit.txt")},
-		{"protect", container, "--container", container},
-	} {
-		if _, err := a.run(ctx, &o, args...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// configure writes a configuration with a state directory.
-func (a *ageing) configure(name, state string) error {
-	text := fmt.Sprintf("site: main\nstate_dir: %s\n", filepath.Join(a.dir, state))
-	return os.WriteFile(filepath.Join(a.dir, name), []byte(text), 0o600)
+	_, err = a.run(ctx, &o, "protect", container, "--container", container)
+	return err
 }
 
 // measure keeps what f takes with so many snapshots before it.
@@ -256,7 +238,7 @@ func (a *ageing) change(n int) error {
 // restored measures a restore by the host that takes the snapshots, or by one that has nothing but a key.
 func (a *ageing) restored(ctx context.Context, n int, what string) error {
 	to := filepath.Join(a.stage.dir, "age-restored")
-	config := "lifeboat.yaml"
+	config := lifeboatConfig
 	if what == ageFresh {
 		config = "fresh.yaml"
 		if err := a.configure(config, "fresh"); err != nil {
@@ -264,25 +246,14 @@ func (a *ageing) restored(ctx context.Context, n int, what string) error {
 		}
 	}
 	err := a.measure(n, what, func() (o outcome, err error) {
-		cmd := a.stage.site.Command(ctx, a.stage.binary, "--config", filepath.Join(a.dir, config), "--quiet",
-			"--repo", "oci+http://127.0.0.1:5000/dr", "restore", container, "--to", to)
-		cmd.Env = append(cmd.Env, "LIFEBOAT_KEY_FILE="+filepath.Join(a.dir, "key.txt"))
-		_, err = o.measured(cmd, "lifeboat restore")
+		_, err = o.measured(a.command(ctx, config, "--repo", lifeboatRepo, "restore", container, "--to", to), "lifeboat restore")
 		return o, err
 	})
 	if err != nil {
 		return err
 	}
-	files, bytes, err := size(to)
-	if err != nil {
+	if err := sameAmount(to, a.stage.layer, a.stage.data); err != nil {
 		return err
-	}
-	wantFiles, wantBytes, err := a.stage.source()
-	if err != nil {
-		return err
-	}
-	if files != wantFiles || bytes != wantBytes {
-		return fmt.Errorf("%d files of %d bytes were restored, want %d of %d", files, bytes, wantFiles, wantBytes)
 	}
 	for _, dir := range []string{to, filepath.Join(a.dir, "fresh")} {
 		if err := os.RemoveAll(dir); err != nil {

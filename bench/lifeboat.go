@@ -31,14 +31,21 @@ type snapshotAnswer struct {
 // first copy is one of the data alone, as the other tools' are.
 const companion = "companion"
 
-func (l *lifeboat) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := l.stage.site.Command(ctx, l.stage.binary, append([]string{"--config", filepath.Join(l.dir, "lifeboat.yaml"), "--quiet"}, args...)...)
+// lifeboatRegistry is where Lifeboat's registry is asked, lifeboatConfig the name of the configuration.
+const (
+	lifeboatRegistry = "127.0.0.1:5000"
+	lifeboatRepo     = "oci+http://" + lifeboatRegistry + "/dr"
+	lifeboatConfig   = "lifeboat.yaml"
+)
+
+func (l *lifeboat) command(ctx context.Context, config string, args ...string) *exec.Cmd {
+	cmd := l.stage.site.Command(ctx, l.stage.binary, append([]string{"--config", filepath.Join(l.dir, config), "--quiet"}, args...)...)
 	cmd.Env = append(cmd.Env, "LIFEBOAT_KEY_FILE="+filepath.Join(l.dir, "key.txt"))
 	return cmd
 }
 
 func (l *lifeboat) run(ctx context.Context, o *outcome, args ...string) ([]byte, error) {
-	return o.measured(l.command(ctx, args...), "lifeboat "+args[0])
+	return o.measured(l.command(ctx, lifeboatConfig, args...), "lifeboat "+args[0])
 }
 
 func (l *lifeboat) prepare(ctx context.Context, dir string) error {
@@ -58,21 +65,37 @@ func (l *lifeboat) prepare(ctx context.Context, dir string) error {
 }
 
 // create makes a fresh repository in a fresh registry, and a site without memory.
-func (l *lifeboat) create(ctx context.Context, dir string) (err error) {
+func (l *lifeboat) create(ctx context.Context, dir string) error {
+	if err := l.serve(ctx, dir, lifeboatRegistry); err != nil {
+		return err
+	}
+	return l.init(ctx)
+}
+
+// serve starts a fresh registry, which listens at an address.
+func (l *lifeboat) serve(ctx context.Context, dir, addr string) (err error) {
 	l.dir = dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if l.registry, err = l.stage.serve(ctx, "127.0.0.1:5000", l.stored()); err != nil {
-		return err
-	}
-	text := fmt.Sprintf("site: main\nstate_dir: %s\n", filepath.Join(dir, "state"))
-	if err := os.WriteFile(filepath.Join(dir, "lifeboat.yaml"), []byte(text), 0o600); err != nil {
+	l.registry, err = l.stage.serve(ctx, addr, l.stored())
+	return err
+}
+
+// init makes the repository, and the site's configuration.
+func (l *lifeboat) init(ctx context.Context) error {
+	if err := l.configure(lifeboatConfig, "state"); err != nil {
 		return err
 	}
 	var o outcome
-	_, err = l.run(ctx, &o, "init", "--repo", "oci+http://127.0.0.1:5000/dr", "--kit", filepath.Join(dir, "kit.txt"))
+	_, err := l.run(ctx, &o, "init", "--repo", lifeboatRepo, "--kit", filepath.Join(l.dir, "kit.txt"))
 	return err
+}
+
+// configure writes a configuration with a state directory.
+func (l *lifeboat) configure(config, state string) error {
+	text := fmt.Sprintf("site: main\nstate_dir: %s\n", filepath.Join(l.dir, state))
+	return os.WriteFile(filepath.Join(l.dir, config), []byte(text), 0o600)
 }
 
 func (l *lifeboat) copy(ctx context.Context) (outcome, error) { return l.snapshot(ctx, container) }

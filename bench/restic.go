@@ -52,17 +52,21 @@ func (r *restic) serve(ctx context.Context) error {
 	if err := r.server.Start(); err != nil {
 		return fmt.Errorf("rclone serve restic: %w", err)
 	}
-	for range 100 {
-		err := r.stage.site.Command(ctx, "curl", "-s", "-o", "/dev/null", "http://"+resticAddr+"/").Run()
+	within, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
+	for {
+		conn, err := r.stage.site.Dial(within, "tcp", resticAddr)
 		if err == nil {
-			return nil
+			return conn.Close()
 		}
-		if ctx.Err() != nil {
-			break
+		select {
+		case <-again.C:
+		case <-within.Done():
+			return errors.Join(fmt.Errorf("rclone serve restic does not answer: %w", err), r.end(ctx))
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
-	return errors.Join(errors.New("rclone serve restic does not answer"), r.end(ctx))
 }
 
 // measured runs a command, whose processor time includes that of the server.

@@ -271,16 +271,8 @@ func (s *stage) restored(ctx context.Context, r *results, n int, name string, t 
 	}
 	o.Seconds += time.Since(began).Seconds()
 	if name != "docker" { // whose layer lies with the engine
-		wantFiles, wantBytes, err := s.source()
-		if err != nil {
-			return err
-		}
-		files, bytes, err := size(to)
-		if err != nil {
-			return err
-		}
-		if files != wantFiles || bytes != wantBytes {
-			return fmt.Errorf("%s restored %d files of %d bytes, want %d of %d", name, files, bytes, wantFiles, wantBytes)
+		if err := sameAmount(to, s.layer, s.data); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return s.note(r, n, stepRestore, name, t.stored(), base, o)
@@ -290,14 +282,25 @@ func (s *stage) restoreTo(n int, name string) string {
 	return filepath.Join(s.dir, fmt.Sprintf("restored%d-%s", n+1, name))
 }
 
-// source is how much there is to restore.
-func (s *stage) source() (files int, bytes int64, err error) {
-	files, bytes, err = size(s.layer)
+// sameAmount compares what was restored with the directories that were copied, by files and bytes.
+func sameAmount(restored string, copied ...string) error {
+	files, bytes, err := size(restored)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	more, moreBytes, err := size(s.data)
-	return files + more, bytes + moreBytes, err
+	var wantFiles int
+	var wantBytes int64
+	for _, dir := range copied {
+		n, b, err := size(dir)
+		if err != nil {
+			return err
+		}
+		wantFiles, wantBytes = wantFiles+n, wantBytes+b
+	}
+	if files != wantFiles || bytes != wantBytes {
+		return fmt.Errorf("%d files of %d bytes were restored, want %d of %d", files, bytes, wantFiles, wantBytes)
+	}
+	return nil
 }
 
 // bigImage is the biggest image that the site has.

@@ -129,10 +129,8 @@ type damage struct {
 	Tags      []string        `json:"tags"`
 	// Hits say what is hit in which snapshots, the first of it; the answer's Hit has
 	// all. Objects and Files are those of the last of them.
-	Hits         []damageHit `json:"hits"`
-	Objects      []string    `json:"objects"`
-	Files        []string    `json:"files"`
-	FurtherFiles int         `json:"further_files"`
+	Hits []damageHit `json:"hits"`
+	hitList
 
 	newest *repo.Problem
 }
@@ -156,7 +154,7 @@ func gather(problems []repo.Problem) []damage {
 			at[key] = n
 			out = append(out, damage{
 				Blob: p.Blob, Error: redact.String(p.Err.Error()), Systems: []dr.System{}, Snapshots: []dr.SnapshotID{}, Tags: []string{},
-				Objects: []string{}, Files: []string{}, Hits: []damageHit{},
+				Hits: []damageHit{}, hitList: newHitList(),
 			})
 		}
 		d := &out[n]
@@ -213,8 +211,8 @@ func damageView(d *damage) ui.View {
 	for _, o := range slices.Concat(d.Objects, d.Files) {
 		f = append(f, ui.Field{Name: "hit", Value: o})
 	}
-	if d.FurtherFiles > 0 {
-		f = append(f, ui.Field{Name: "", Value: fmt.Sprintf("and %d more files", d.FurtherFiles)})
+	if more := d.further(); more != "" {
+		f = append(f, ui.Field{Name: "", Value: more})
 	}
 	return f
 }

@@ -29,15 +29,18 @@ var afterStop = map[string]string{
 // readOnly are commands that change nothing, whatever becomes of them.
 var readOnly = []string{"check", "verify", "snapshots", "status", "ls", "diff", "version", "help", "completion", "kit", "list"}
 
+// snapshotsAndTrees is where to look for what a snapshot holds.
+var snapshotsAndTrees = []string{"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"}
+
 // whereToLook says, by command, where the names are that it takes.
 var whereToLook = map[string][]string{
 	"snapshot": {"lifeboat status  (lists the systems that are protected here)", "lifeboat protect SYSTEM --project PROJECT"},
 	"protect":  {"docker ps --all  (lists projects and containers)"},
 	"key":      {"lifeboat key list"},
 	"host":     {"lifeboat host list"},
-	"ls":       {"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"},
-	"restore":  {"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"},
-	"diff":     {"lifeboat snapshots  (lists systems and snapshots)", "lifeboat ls SYSTEM  (lists trees and what is in them)"},
+	"ls":       snapshotsAndTrees,
+	"restore":  snapshotsAndTrees,
+	"diff":     snapshotsAndTrees,
 }
 
 // whole adds to an error what it does not say itself: every error of a command

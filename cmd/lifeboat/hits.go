@@ -16,15 +16,40 @@ import (
 // of the snapshots that it hits alike.
 const listedHits = 10
 
+// hitList is the first of what is hit; Files begin with their tree.
+type hitList struct {
+	Objects      []string `json:"objects"`
+	Files        []string `json:"files"`
+	FurtherFiles int      `json:"further_files"`
+}
+
+func newHitList() hitList { return hitList{Objects: []string{}, Files: []string{}} }
+
+func (l *hitList) add(row lossRow) {
+	switch {
+	case row.Kind == repo.LossFile && len(l.Files) < listedHits:
+		l.Files = append(l.Files, row.text())
+	case row.Kind == repo.LossFile:
+		l.FurtherFiles++
+	case len(l.Objects) < listedHits:
+		l.Objects = append(l.Objects, row.text())
+	}
+}
+
+// further says how many files are not listed, "" for none.
+func (l *hitList) further() string {
+	if l.FurtherFiles == 0 {
+		return ""
+	}
+	return fmt.Sprintf("and %d more files", l.FurtherFiles)
+}
+
 // damageHit is what one damage takes from snapshots of one system that lose the
 // same by it.
 type damageHit struct {
 	System dr.System `json:"system"`
 	Tags   []string  `json:"tags"`
-	// Objects and Files are the first of what is hit; Files begin with their tree.
-	Objects      []string `json:"objects"`
-	Files        []string `json:"files"`
-	FurtherFiles int      `json:"further_files"`
+	hitList
 
 	snapshots []dr.SnapshotID
 	sum       [32]byte
@@ -33,8 +58,8 @@ type damageHit struct {
 // text says which snapshots lose what.
 func (h *damageHit) text() string {
 	what := slices.Concat(h.Objects, h.Files)
-	if h.FurtherFiles > 0 {
-		what = append(what, fmt.Sprintf("and %d more files", h.FurtherFiles))
+	if more := h.further(); more != "" {
+		what = append(what, more)
 	}
 	return "in " + tagRanges(h.Tags) + ": " + strings.Join(what, ", ")
 }
@@ -95,19 +120,12 @@ func (b *hitBook) add(s *repo.Snapshot, row lossRow, blobs []digest.Digest) {
 			h := b.current[i]
 			if h == nil || h.Tags[0] != s.Tag {
 				b.end(i)
-				h = &damageHit{System: s.System, Tags: []string{s.Tag}, snapshots: []dr.SnapshotID{s.ID}, Objects: []string{}, Files: []string{}}
+				h = &damageHit{System: s.System, Tags: []string{s.Tag}, snapshots: []dr.SnapshotID{s.ID}, hitList: newHitList()}
 				b.current[i], b.sums[i] = h, blake3.New()
 			}
 			text := row.text()
 			_, _ = fmt.Fprintf(b.sums[i], "%d %s %d %s\n", len(row.Kind), row.Kind, len(text), text) // a hash takes everything
-			switch {
-			case row.Kind == repo.LossFile && len(h.Files) < listedHits:
-				h.Files = append(h.Files, text)
-			case row.Kind == repo.LossFile:
-				h.FurtherFiles++
-			case len(h.Objects) < listedHits:
-				h.Objects = append(h.Objects, text)
-			}
+			h.hitList.add(row)
 		}
 	}
 }
@@ -148,8 +166,7 @@ func (b *hitBook) close(damaged []damage) {
 			}
 		}
 		if n := len(d.Hits); n > 0 {
-			last := &d.Hits[n-1]
-			d.Objects, d.Files, d.FurtherFiles = last.Objects, last.Files, last.FurtherFiles
+			d.hitList = d.Hits[n-1].hitList
 		}
 	}
 }

@@ -137,14 +137,7 @@ func (b *lossBook) onDamages(s *repo.Snapshot, row lossRow) {
 		if d.Blob != "" || d.newest == nil || d.newest.Tag != s.Tag {
 			continue
 		}
-		switch {
-		case row.Kind == repo.LossFile && len(d.Files) < listedHits:
-			d.Files = append(d.Files, row.text())
-		case row.Kind == repo.LossFile:
-			d.FurtherFiles++
-		case len(d.Objects) < listedHits:
-			d.Objects = append(d.Objects, row.text())
-		}
+		d.hitList.add(row)
 	}
 }
 

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"lifeboat/internal/archive"
 
+	"lifeboat/internal/archive"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
 	"lifeboat/internal/fence"

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	v2 "github.com/distribution/distribution/v3/registry/api/v2"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
@@ -46,10 +45,10 @@ func (g *guard) serveBlob(w http.ResponseWriter, r *http.Request, req *request) 
 func (g *guard) openBlob(req *request) *os.File {
 	d, ok := g.driver.(*diskDriver)
 	dgst := digest.Digest(req.ref)
-	if !ok || req.route != v2.RouteNameBlob || dgst.Validate() != nil || dgst.Algorithm() != digest.SHA256 {
+	if !ok || dgst.Validate() != nil || dgst.Algorithm() != digest.SHA256 {
 		return nil
 	}
-	link, err := os.ReadFile(d.file(path.Join(layersPath(req.name), dgst.Algorithm().String(), dgst.Encoded(), "link")))
+	link, err := readBounded(d.file(path.Join(layersPath(req.name), dgst.Algorithm().String(), dgst.Encoded(), "link")))
 	if err != nil || string(link) != req.ref {
 		return nil
 	}

@@ -243,10 +243,8 @@ func (c *collector) verified(ctx context.Context, needed map[digest.Digest]bool)
 	if err != nil {
 		return err
 	}
-	for _, p := range problems {
-		if p.SetBack() {
-			return refused(p)
-		}
+	if err := refuseSetBack(problems); err != nil {
+		return err
 	}
 	c.result.Problems = problems
 	needs := map[digest.Digest]need{}

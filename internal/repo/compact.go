@@ -110,10 +110,8 @@ func (c *compactor) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range problems {
-		if p.SetBack() {
-			return refused(p)
-		}
+	if err := refuseSetBack(problems); err != nil {
+		return err
 	}
 	c.snaps = snaps
 	locks, err := r.lockedNumbers(ctx, "")

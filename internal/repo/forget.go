@@ -81,12 +81,11 @@ func (r *Repo) PlanForget(ctx context.Context, system dr.System, policy retain.P
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	p := &ForgetPlan{System: system, Policy: policy, Problems: problems}
-	for _, pr := range problems {
-		if pr.SetBack() {
-			return nil, fmt.Errorf("%s: %w", what, refused(pr))
-		}
+	err = refuseSetBack(problems)
+	if err == nil {
+		err = r.refuseOlder(ctx)
 	}
-	if err := r.refuseOlder(ctx); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	line, err := r.lineOf(ctx, system)

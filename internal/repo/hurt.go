@@ -9,15 +9,24 @@ import (
 	"slices"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/repo/readlog"
 )
 
-// knownBadPacks returns the packs of a manifest that this host found damaged when
-// it last read them.
-func (r *Repo) knownBadPacks(ix *index) (map[uint32]bool, error) {
-	bad := map[[32]byte]bool{}
+// badPacks are packs that this host found damaged when it last read them.
+type badPacks map[readlog.Digest]bool
+
+// badPacks returns them. It goes through everything that was ever read: ask once
+// for all manifests.
+func (r *Repo) badPacks() badPacks {
+	bad := badPacks{}
 	for _, d := range r.packLog().BadOnes() {
 		bad[d] = true
 	}
+	return bad
+}
+
+// of returns those of a manifest.
+func (bad badPacks) of(ix *index) (map[uint32]bool, error) {
 	if len(bad) == 0 { // as it nearly always is
 		return nil, nil
 	}
@@ -38,14 +47,10 @@ func (r *Repo) knownBadPacks(ix *index) (map[uint32]bool, error) {
 }
 
 // lookHurt finds out which packs of a manifest that is not whole cannot be used:
-// what this host read and found damaged, what is not stored or cut off, and of
+// without, which this host read and found damaged, what is not stored or cut off, and of
 // another host's what was not read, for whoever uses a pack signs for it anew.
-func (w *Writer) lookHurt(ctx context.Context, s *source) error {
+func (w *Writer) lookHurt(ctx context.Context, s *source, without map[uint32]bool) error {
 	r := w.repo
-	without, err := r.knownBadPacks(s.index)
-	if err != nil {
-		return err
-	}
 	bad := make([]bool, s.Packs())
 	numbers := make([]uint32, 0, len(bad))
 	for i := range uint32(len(bad)) {
@@ -53,7 +58,7 @@ func (w *Writer) lookHurt(ctx context.Context, s *source) error {
 			numbers = append(numbers, i)
 		}
 	}
-	err = inParallel(ctx, numbers, func(ctx context.Context, i uint32) error {
+	err := inParallel(ctx, numbers, func(ctx context.Context, i uint32) error {
 		p, err := s.Pack(i)
 		if err != nil {
 			return err

@@ -113,9 +113,13 @@ func (p Problem) SetBack() bool { return strings.HasSuffix(p.Tag, "*") }
 // has shown stands (Problem.SetBack). It comes with dr.ErrTampered.
 var ErrSetBack = errors.New("the registry was set back")
 
-// refused is the error of what removes nothing because of a problem.
-func refused(p Problem) error {
-	return fmt.Errorf("nothing was removed: %w: %w", ErrSetBack, p.Err)
+// refuseSetBack returns an error where one of the problems is that the registry was
+// set back: what found them removes nothing then. The error wraps ErrSetBack.
+func refuseSetBack(problems []Problem) error {
+	if i := slices.IndexFunc(problems, Problem.SetBack); i >= 0 {
+		return fmt.Errorf("nothing was removed: %w: %w", ErrSetBack, problems[i].Err)
+	}
+	return nil
 }
 
 // SetBacks looks whether older states of a system's snapshots ("" for all) that
@@ -197,10 +201,10 @@ func (b setback) err(prefix string) error {
 // is removed then, of no system. The error wraps ErrSetBack.
 func (r *Repo) refuseOlder(ctx context.Context) error {
 	problems, err := r.SetBacks(ctx, "")
-	if err != nil || len(problems) == 0 {
+	if err != nil {
 		return err
 	}
-	return refused(problems[0])
+	return refuseSetBack(problems)
 }
 
 // tellOlder tells an operator who is about to use the newest snapshot of a system

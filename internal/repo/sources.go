@@ -68,8 +68,9 @@ func (w *Writer) findIn(ctx context.Context, hurtToo bool) error {
 				foreign = append(foreign, ix)
 			}
 		}
+		known := r.badPacks()
 		for _, ix := range ixs {
-			bad, err := r.knownBadPacks(ix)
+			bad, err := known.of(ix)
 			if err != nil {
 				return err
 			}
@@ -106,7 +107,7 @@ func (w *Writer) findIn(ctx context.Context, hurtToo bool) error {
 // addSources opens indexes. What cannot be opened only costs sending again. Of
 // what is not whole the sound packs are used, or with hurtToo unset nothing.
 func (w *Writer) addSources(ctx context.Context, list []need, lost map[digest.Digest]bool, hurtToo bool) error {
-	found := make([]*source, len(list))
+	found, known := make([]*source, len(list)), w.repo.badPacks()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetchParallel)
 	for i, n := range list {
@@ -115,7 +116,7 @@ func (w *Writer) addSources(ctx context.Context, list []need, lost map[digest.Di
 			switch {
 			case err == nil:
 				found[i] = &source{index: ix}
-				bad, err := w.repo.knownBadPacks(ix)
+				bad, err := known.of(ix)
 				if err != nil || !lost[n.Digest] && len(bad) == 0 {
 					return err
 				}
@@ -124,7 +125,7 @@ func (w *Writer) addSources(ctx context.Context, list []need, lost map[digest.Di
 					w.repo.idx.put(ix)
 					return nil
 				}
-				return w.lookHurt(gctx, found[i])
+				return w.lookHurt(gctx, found[i], bad)
 			case about(err):
 				w.repo.log.Warn("not used for deduplication", "manifest", n.Digest, "error", err)
 			default:
