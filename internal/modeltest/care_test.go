@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -67,7 +66,7 @@ func (w *world) damage(rt *rapid.T) {
 		w.injure(rt)
 	}
 	host := rapid.SampledFrom(hosts).Draw(rt, "host")
-	o := repo.RepairOptions{Read: true, From: []repo.RepairSource{{Name: "copy", Exact: exact}}, Now: func() time.Time { return w.clock }}
+	o := repo.RepairOptions{Read: true, From: []repo.RepairSource{{Name: "copy", Exact: exact}}, Now: w.now}
 	repair := func(ctx context.Context, r *repo.Repo) error {
 		_, err := r.Repair(ctx, o)
 		return err

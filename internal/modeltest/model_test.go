@@ -332,7 +332,7 @@ func (w *world) forget(rt *rapid.T) {
 }
 
 func (w *world) collect(rt *rapid.T) {
-	o := repo.CollectOptions{Grace: rapid.SampledFrom([]time.Duration{0, 0, repo.DefaultGrace}).Draw(rt, "grace"), Now: func() time.Time { return w.clock }}
+	o := repo.CollectOptions{Grace: rapid.SampledFrom([]time.Duration{0, 0, repo.DefaultGrace}).Draw(rt, "grace"), Now: w.now}
 	if rapid.Bool().Draw(rt, "compact") {
 		o.Compact = &repo.CompactOptions{MaxUnused: rapid.Float64Range(0, 0.5).Draw(rt, "unused")}
 	}

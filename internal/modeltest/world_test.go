@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,7 +51,8 @@ type world struct {
 	t      *testing.T
 	bed    *repotest.Bed
 	dir    string
-	clock  time.Time // of the collector
+	clock  time.Time // of those who care for the repository; use now
+	ticks  sync.Mutex
 	next   time.Time // of the next snapshot; unique
 	known  map[int64]*captured
 	runs   []*run          // open over other steps
@@ -89,6 +91,14 @@ func (w *world) close() {
 		r.close()
 	}
 	_ = os.RemoveAll(w.dir)
+}
+
+// now is the clock. It goes on by itself, a second at a time.
+func (w *world) now() time.Time {
+	w.ticks.Lock()
+	defer w.ticks.Unlock()
+	w.clock = w.clock.Add(time.Second)
+	return w.clock
 }
 
 func (w *world) root(s site, key string) string {

@@ -1,9 +1,11 @@
 package repo_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/repo/repotest"
+	"lifeboat/internal/store/faults"
 )
 
 // examine is Examine without error.
@@ -85,7 +88,14 @@ func TestVerifyGoesOn(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	total := 0
-	_, err := b.Host("checker").Examine(ctx, repo.ExamineOptions{Read: all, Now: func() time.Time { return now }, Progress: func(p repo.VerifyProgress) {
+	var asked atomic.Int32
+	begins := func() time.Time { // and reads a second later
+		if asked.Add(1) == 1 {
+			return now
+		}
+		return now.Add(time.Second)
+	}
+	_, err := b.Host("checker").Examine(ctx, repo.ExamineOptions{Read: all, Now: begins, Progress: func(p repo.VerifyProgress) {
 		if total = p.PacksTotal; p.Packs == p.PacksTotal*9/10 {
 			cancel()
 		}
@@ -98,7 +108,7 @@ func TestVerifyGoesOn(t *testing.T) {
 	if total != 20 || last.PacksTotal > 2 || len(x.Problems) != 0 {
 		t.Fatalf("%d of %d were read again, %v", last.PacksTotal, total, x.Problems)
 	}
-	if got := x.Reading.All; got.Never.Packs != 0 || got.Overdue.Packs != 0 || got.Total.Packs != 20 || !got.Oldest.Equal(now) || !x.Reading.Resumed.Equal(now) {
+	if got := x.Reading.All; got.Never.Packs != 0 || got.Overdue.Packs != 0 || got.Total.Packs != 20 || !got.Oldest.Equal(now.Add(time.Second)) || !x.Reading.Resumed.Equal(now) {
 		t.Fatalf("%+v", x.Reading)
 	}
 	if x = examine(t, b.Host("checker"), repo.ExamineOptions{Read: all, Now: func() time.Time { return now.Add(2 * time.Hour) }}); x.Reading.Read.Packs != 20 || !x.Reading.Resumed.IsZero() {
@@ -119,6 +129,37 @@ func TestVerifyGoesOn(t *testing.T) {
 	})
 	if len(x.Reading.Systems) != 1 || x.Reading.Systems[0].System != "sd" || x.Reading.Read.Packs != 2 || x.Reading.All.Overdue.Packs != 0 {
 		t.Fatalf("%+v", x.Reading)
+	}
+}
+
+// A run goes on with what one that was cut off has read, not with what was read
+// just before that: it may have been damaged in between.
+func TestVerifyGoesOnWithItsOwn(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	s := mustSnapshot(t, b.Host("main"), "shop", nil, content(7, 5))
+	now := time.Date(2026, 5, 1, 3, 0, 0, 300e6, time.UTC)
+	o := repo.ExamineOptions{Read: &readlog.Subset{}, Now: func() time.Time { return now }}
+	if x := examine(t, b.Host("checker"), o); len(x.Problems) != 0 {
+		t.Fatal(x.Problems)
+	}
+	pack := manifestOf(t, b.Store, s.Needs[0].String()).Layers[1]
+	b.Store.Corrupt(pack.Digest, flipFrom(60)(bytes.Clone(blobBytes(t, b.Store, pack.Digest, pack.Size))))
+	now = now.Add(200 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cut := faults.New(t, b.Store, faults.Fault{Op: faults.GetBlob, Arg: pack.Digest.String(), Kind: faults.Hang, Do: cancel})
+	r, err := repo.Open(t.Context(), cut, b.Options("checker"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	if _, err := r.Examine(ctx, o); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	x := examine(t, b.Host("checker"), o)
+	if x.Reading.Resumed.IsZero() || !slices.ContainsFunc(x.Problems, func(p repo.Problem) bool { return p.Blob == pack.Digest.String() }) {
+		t.Fatalf("a damaged pack was passed over: %+v, %v", x.Reading, x.Problems)
 	}
 }
 

@@ -163,8 +163,8 @@ func (v *reading) run(ctx context.Context) (*Reading, error) {
 			return nil, err
 		}
 	}
-	if !resumed.IsZero() {
-		chosen = slices.DeleteFunc(chosen, func(p readlog.Pack) bool { return !p.Bad && !p.Read.Before(resumed) })
+	if !resumed.IsZero() { // times are whole seconds: what was read in that one may have been read before
+		chosen = slices.DeleteFunc(chosen, func(p readlog.Pack) bool { return !p.Bad && p.Read.After(resumed) })
 	}
 	for _, p := range chosen {
 		v.done.BytesTotal += p.Size

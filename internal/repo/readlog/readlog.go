@@ -176,8 +176,9 @@ func (l *Log) Ended(at time.Time) error { return l.write(Digest{}, kindRun, at) 
 const stale = 7 * 24 * time.Hour
 
 // Begin notes that a run begins that reads all of a scope (a system, say; "" is
-// everything), and returns since when what was read need not be read again: now,
-// or the beginning of an earlier run over the same scope that was cut off.
+// everything), and returns the second after which what was read need not be read
+// again, that in which an earlier run over the same scope began that was cut off;
+// zero where there is none, and all is to be read.
 func (l *Log) Begin(scope string, now time.Time) (time.Time, error) {
 	d := blake3.Sum256([]byte(scope))
 	l.mu.Lock()
