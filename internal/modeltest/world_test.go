@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"pgregory.net/rapid"
 
 	"lifeboat/internal/catalog"
@@ -55,10 +56,11 @@ type world struct {
 	ticks  sync.Mutex
 	next   time.Time // of the next snapshot; unique
 	known  map[int64]*captured
-	runs   []*run          // open over other steps
-	n      int             // of directories
-	mirror *memstore.Store // an exact copy, as new as its last run
-	aged   bool            // the captures' clock is ahead, so that nothing on disk is young
+	runs   []*run                 // open over other steps
+	n      int                    // of directories
+	mirror *memstore.Store        // an exact copy, as new as its last run
+	aged   bool                   // the captures' clock is ahead, so that nothing on disk is young
+	whole  map[digest.Digest]bool // records that were found to lead to all units of their snapshot
 }
 
 func newWorld(t *testing.T, rt *rapid.T, bed *repotest.Bed) *world {
@@ -71,6 +73,7 @@ func newWorld(t *testing.T, rt *rapid.T, bed *repotest.Bed) *world {
 	}
 	now := time.Now().UTC()
 	w := &world{t: t, bed: bed, dir: dir, clock: now, next: now.Add(-1000 * time.Hour), known: map[int64]*captured{}, mirror: memstore.New(), aged: rapid.Bool().Draw(rt, "aged")}
+	w.whole = map[digest.Digest]bool{}
 	for _, h := range hosts {
 		for _, s := range systems {
 			for _, k := range treeKeys {
@@ -220,6 +223,9 @@ func (w *world) visible(rt *rapid.T, r *repo.Repo) []repo.Snapshot {
 				rt.Fatalf("%s needs %s: %v", s.Tag, d, err)
 			}
 		}
+		if err := w.readable(r, s); err != nil {
+			rt.Fatalf("%s, at %s: %v", s.Tag, s.Place, err)
+		}
 	}
 	for at, c := range w.known {
 		if c.reported != nil && !c.going && !seen[at] {
@@ -227,6 +233,46 @@ func (w *world) visible(rt *rapid.T, r *repo.Repo) []repo.Snapshot {
 		}
 	}
 	return snaps
+}
+
+// readable reads every unit that a snapshot leads to, once for each record that
+// says where they lie.
+func (w *world) readable(r *repo.Repo, s *repo.Snapshot) error {
+	if w.whole[s.Digest] {
+		return nil
+	}
+	ctx := w.t.Context()
+	rd, err := r.NewReader(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer rd.Close()
+	for _, key := range treeKeys {
+		cat, err := opened(ctx, rd, key)
+		if err != nil {
+			return err
+		}
+		var refs []dr.UnitRef
+		err = catalog.Merge(ctx, nil, cat, func(_, e *catalog.Entry) error {
+			if e.Type != catalog.File {
+				return nil
+			}
+			return cat.Content(ctx, e, func(_ int64, ref catalog.Ref) error {
+				if !ref.Hole {
+					refs = append(refs, ref.Unit())
+				}
+				return nil
+			})
+		})
+		if err == nil {
+			err = rd.Fetch(ctx, refs, func(int, []byte) error { return nil })
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	w.whole[s.Digest] = true
+	return nil
 }
 
 // check is run after every step.

@@ -50,7 +50,8 @@ type usedPack struct {
 	idxcache.Pack
 	in    *coverIndex // that it is number ... of
 	names []*usedManifest
-	// live is how many sealed bytes hold live units, by their share of each group.
+	// live is how many sealed bytes hold live units, by their share of each group;
+	// zero only where no unit is live at all.
 	live int64
 	// unproven is how many sealed bytes lie in groups of another host that this
 	// host has not read.
@@ -243,8 +244,8 @@ func (u *usage) measure() error {
 			if err != nil {
 				return err
 			}
-			if g.Plain > 0 {
-				p.live += int64(float64(g.Sealed) * float64(live) / float64(g.Plain))
+			if g.Plain > 0 { // rounded up: a share of less than a byte is not nothing
+				p.live += (int64(g.Sealed)*live + int64(g.Plain) - 1) / int64(g.Plain)
 			}
 		}
 	}
@@ -263,4 +264,27 @@ func (c *coverIndex) livePlain(g idxcache.Group) (n int64, err error) {
 		}
 	}
 	return n, nil
+}
+
+// eachLive calls fn for each live unit of a pack.
+func (p *usedPack) eachLive(fn func(dr.UnitRef) error) error {
+	for i := range p.Groups {
+		g, err := p.in.Group(p.FirstGroup + i)
+		if err != nil {
+			return err
+		}
+		units, err := p.in.UnitsOf(g)
+		if err != nil {
+			return err
+		}
+		for k, ref := range units {
+			if !p.in.isLive(g.FirstUnit + uint32(k)) {
+				continue
+			}
+			if err := fn(ref); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

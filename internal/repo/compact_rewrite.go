@@ -71,8 +71,46 @@ func (rw *rewriter) component(ctx context.Context, c *component) (n need, read i
 			return n, read, err
 		}
 	}
-	n, err = rw.w.finishPacks(ctx, c.kept)
+	if n, err = rw.w.finishPacks(ctx, c.kept); err == nil {
+		err = rw.holdsAll(ctx, c, n)
+	}
 	return n, read, err
+}
+
+// holdsAll makes sure that every live unit of the manifests that are to be replaced
+// is in the new one before anything is relocated there: older tags go after that
+// (invariant 2).
+func (rw *rewriter) holdsAll(ctx context.Context, c *component, n need) error {
+	var ix *index
+	if n != (need{}) {
+		var err error
+		if ix, err = rw.repo.idx.get(ctx, n); err != nil {
+			return err
+		}
+		defer rw.repo.idx.put(ix)
+	}
+	seen := map[*usedPack]bool{}
+	for _, m := range c.manifests {
+		for _, p := range m.packs {
+			if seen[p] {
+				continue
+			}
+			seen[p] = true
+			err := p.eachLive(func(ref dr.UnitRef) error {
+				if ix != nil {
+					loc, ok, err := ix.Lookup(ref.ID)
+					if err != nil || ok && loc.Len == ref.Len {
+						return err
+					}
+				}
+				return fmt.Errorf("unit %s of pack %s is used and would not be in what takes its place (%s): %w", ref.ID, digestOf(p.Digest), n.Digest, errNotWhole)
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // prove reads the groups of a pack of another host that this host has not read:

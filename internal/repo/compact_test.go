@@ -1,10 +1,12 @@
 package repo_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,6 +113,47 @@ func TestCompact(t *testing.T) {
 				t.Fatalf("again: %+v", c)
 			}
 		})
+	}
+}
+
+// A byte that is used in a pack that shrank to next to nothing is used all the
+// same: the pack is not taken for one of which nothing is.
+func TestCompactKeepsTheLastByte(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	r := b.Host("main")
+	last := []byte("!")
+	first := mustSnapshot(t, r, "shop", nil, [][]byte{noise(2, 1<<20), bytes.Repeat([]byte("all work and no play "), 10_000), last})
+	second := mustSnapshot(t, r, "shop", first, [][]byte{last, noise(1, 100<<10)})
+	if _, err := forget(t.Context(), r, retain.Policy{Last: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if c := mustCompact(t, r, repo.CompactOptions{}, 0).Compacted; c.Chosen != 1 || c.Relocated != 1 {
+		t.Fatalf("%+v", c)
+	}
+	clock := &clock{now: time.Now().Add(2 * repo.UncheckedWait)}
+	if _, err := collect(t.Context(), r, 0, clock); err != nil {
+		t.Fatal(err)
+	}
+	b.Store.Collect()
+	fresh := b.Host("fresh")
+	s, err := fresh.Find(t.Context(), "shop", "")
+	if err != nil || s.ID != second.ID {
+		t.Fatalf("%v, %v", s, err)
+	}
+	mustHold(t, fresh, s, [][]byte{last, noise(1, 100<<10)})
+}
+
+// Nothing is relocated to where a unit would be missing, whatever compaction
+// thinks of it.
+func TestCompactProvesWhatItWrote(t *testing.T) {
+	t.Parallel()
+	r := repotest.New(t)
+	first := mustSnapshot(t, r, "shop", nil, content(1, 4))
+	mustSnapshot(t, r, "shop", first, content(2, 4))
+	err := r.ListsAsCatalogs().RewriteCarelessly(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "would not be in what takes its place") {
+		t.Fatal(err)
 	}
 }
 

@@ -153,3 +153,41 @@ func (rd *Reader) Locate(ctx context.Context, refs []dr.UnitRef) (int, error) {
 	}
 	return len(list), nil
 }
+
+// RewriteCarelessly compacts what there is as if nothing of the chosen packs were
+// used, and returns what comes of the rewriting. Nothing is relocated.
+func (r *Repo) RewriteCarelessly(ctx context.Context) error {
+	snaps, _, err := r.allSnapshots(ctx, "")
+	if err != nil {
+		return err
+	}
+	u, err := r.newUsage(ctx, snaps)
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	walk := newWalker(r, u.mark)
+	for _, s := range snaps {
+		if err := walk.snapshot(ctx, s); err != nil {
+			return err
+		}
+	}
+	if err := u.measure(); err != nil {
+		return err
+	}
+	rw, err := r.newRewriter(ctx)
+	if err != nil {
+		return err
+	}
+	defer rw.w.Close()
+	rw.count = newCounter(nil, CollectRewrite, 0)
+	for _, c := range u.choose(CompactOptions{eager: true}, &Compaction{}) {
+		for _, p := range c.chosen {
+			p.live = 0
+		}
+		if _, _, err := rw.component(ctx, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
