@@ -101,7 +101,8 @@ func (c *compactor) mark(listed map[string][]digest.Digest) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// look lists the snapshots, and what of them must stay where it lies: what
+// look lists the snapshots, and what of them must stay where it lies: what was
+// repaired in part, because a later repair begins at its older tags, and what
 // another host has relocated and has not finished with, because whoever goes on
 // from there relies on it.
 func (c *compactor) look(ctx context.Context) error {
@@ -119,7 +120,7 @@ func (c *compactor) look(ctx context.Context) error {
 		return err
 	}
 	for _, s := range snaps {
-		if locks[numberKey{s.System, s.Number}] || s.hasOlder() && s.mover != r.HostID() {
+		if locks[numberKey{s.System, s.Number}] || s.Lacks > 0 || s.hasOlder() && s.mover != r.HostID() {
 			c.fixed[s.Tag] = true
 		}
 	}

@@ -216,7 +216,7 @@ func (r *Repo) putRelocation(ctx context.Context, t Tag, rec *relocation, needs 
 // stays.
 func (r *Repo) dropOlder(ctx context.Context, s *Snapshot) (dropped int, err error) {
 	i := slices.Index(s.place.tags, s.at)
-	if s.at.Class != ClassRelocation || i < 0 || i+1 == len(s.place.tags) {
+	if s.at.Class != ClassRelocation || s.Lacks > 0 || i < 0 || i+1 == len(s.place.tags) {
 		return 0, nil
 	}
 	older := s.place.tags[i+1:]
