@@ -529,6 +529,17 @@ func (h *harm) pack(n need, d digest.Digest, groups []uint32) {
 	}
 }
 
+// addGroup notes one group more that cannot be used, of a pack that is known not
+// to be whole.
+func (h *harm) addGroup(d digest.Digest, group uint32) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.groups[d] == nil {
+		h.groups[d] = map[uint32]bool{}
+	}
+	h.groups[d][group] = true
+}
+
 // unusable reports whether a pack manifest cannot be used, and why.
 func (h *harm) unusable(d digest.Digest) (blob digest.Digest, bad bool) {
 	h.mu.Lock()

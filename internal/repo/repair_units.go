@@ -30,6 +30,8 @@ type mending struct {
 	got  map[dr.UnitID]bool
 	// instead has what is left of damaged manifests.
 	instead map[digest.Digest]*source
+	// worse: more turned out to be damaged while that was put together.
+	worse bool
 	units   int
 	bytes   int64
 	// others of them came from other repositories.
@@ -67,6 +69,14 @@ func (p *repairer) units(ctx context.Context, x *Examination) (more bool, err er
 	if err := m.salvage(ctx, hurt, false); err != nil {
 		return false, err
 	}
+	if m.worse { // what that loses is counted, and looked for
+		if hurt, err = m.collect(ctx); err != nil {
+			return false, err
+		}
+		if err := m.find(ctx); err != nil {
+			return false, err
+		}
+	}
 	m.tell()
 	if p.opts.DryRun {
 		m.plan(hurt)
@@ -88,6 +98,7 @@ func (p *repairer) units(ctx context.Context, x *Examination) (more bool, err er
 
 // collect lists the snapshots that are hit, and the units that they lose.
 func (m *mending) collect(ctx context.Context) (hurt []*Snapshot, err error) {
+	clear(m.lost)
 	for i := range m.x.inv.snaps {
 		s := &m.x.inv.snaps[i]
 		if !m.x.concerned(s) {
@@ -210,7 +221,11 @@ func (m *mending) sound(ctx context.Context, ix *index, number uint32, p idxcach
 	if err == nil || !notThere(ctx, err) || errors.Is(err, store.ErrUnreachable) {
 		return err == nil, err
 	}
-	_, err = m.p.repo.scan(ctx, ix, number, m.x.harm)
+	bad, err := m.p.repo.scan(ctx, ix, number, m.x.harm)
+	if bad {
+		m.worse = true
+		m.p.repo.notePack(p.Digest, false)
+	}
 	return false, err
 }
 
@@ -220,12 +235,10 @@ func (m *mending) group(ctx context.Context, ix *index, number uint32) error {
 		return nil
 	}
 	body, g, err := m.p.repo.readGroup(ctx, ix, number)
-	if err != nil && notThere(ctx, err) && !errors.Is(err, store.ErrUnreachable) {
-		return nil // it is told as lost by the next look
-	}
-	if err != nil {
+	if err != nil && (!notThere(ctx, err) || errors.Is(err, store.ErrUnreachable)) {
 		return err
 	}
+	sound := err == nil
 	units, err := ix.UnitsOf(g)
 	if err != nil {
 		return err
@@ -233,16 +246,23 @@ func (m *mending) group(ctx context.Context, ix *index, number uint32) error {
 	at := 0
 	for _, u := range units {
 		end := at + int(u.Len)
-		if end > len(body) {
-			return nil
+		if !sound || end > len(body) {
+			sound = false
+			break
 		}
 		data := body[at:end]
 		at = end
-		if m.p.repo.UnitID(data) == u.ID {
-			if err := m.put(ctx, u, data); err != nil {
-				return err
-			}
+		if m.p.repo.UnitID(data) != u.ID {
+			sound = false
+			continue
 		}
+		if err := m.put(ctx, u, data); err != nil {
+			return err
+		}
+	}
+	if !sound {
+		m.worse = true
+		m.x.harm.addGroup(ix.need.Digest, number)
 	}
 	return nil
 }
