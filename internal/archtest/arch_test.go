@@ -29,7 +29,7 @@ var floors = map[string]int{
 	// The world: a store, an engine, files, processes, a configuration, a terminal.
 	"internal/store": 3, "internal/registry": 3, "internal/engine": 3, "internal/tree": 3, "internal/freeze": 3,
 	"internal/site": 3, "internal/landing": 3, "internal/config": 3, "internal/ui": 3, "internal/gate": 3, "internal/dns": 3, "internal/hook": 3,
-	"internal/notify": 3, "internal/metrics": 3,
+	"internal/notify": 3, "internal/metrics": 3, "internal/cpuload": 3,
 	// The repository, and what is known of a system from it.
 	"internal/repo": 4, "internal/ledger": 5, "internal/imageserve": 5,
 	// A system to a snapshot, a snapshot to a system.

@@ -23,7 +23,7 @@ type Effort int
 const (
 	// Bytes: sending and keeping them costs more than compressing (zstd).
 	Bytes Effort = iota
-	// Time: compressing takes longer than sending (MinLZ, which takes a third of
+	// Time: processor time is what is waited for (MinLZ, which takes a third of
 	// zstd's time and leaves a quarter more).
 	Time
 )
@@ -85,18 +85,18 @@ func (c *Codec) Close() {
 // in the group's own until that is reset: what does not shrink is not copied.
 func (c *Codec) Encode(scratch []byte, g *Group, e Effort) []byte {
 	body := g.Body()
+	if !g.Sorted && !c.shrinks(scratch[:0], body) {
+		return g.raw
+	}
 	if e == Time && 1+minlz.MaxEncodedLen(len(body)) <= cap(scratch) {
 		dst, err := minlz.AppendEncoded(append(scratch[:0], codecMinLZ), body, minlz.LevelFastest)
 		if err == nil && len(dst)-1 <= len(body)-len(body)/minFastGain {
 			return dst
 		}
 	}
-	if g.Sorted || c.shrinks(scratch[:0], body) {
-		dst := append(scratch[:0], codecZstd)
-		dst = c.enc.EncodeAll(body, dst)
-		if gain(len(body), len(dst)-1) {
-			return dst
-		}
+	dst := c.enc.EncodeAll(body, append(scratch[:0], codecZstd))
+	if gain(len(body), len(dst)-1) {
+		return dst
 	}
 	return g.raw
 }

@@ -26,14 +26,10 @@ type finished struct {
 // being filled. One runs for each core.
 func (w *Writer) compress(queue <-chan *pack.Group) error {
 	payload := make([]byte, 0, pack.PayloadRoom)
-	for {
-		g, waiting, ok := take(queue)
-		if !ok {
-			return nil
-		}
+	for g := range queue {
 		err := w.ctx.Err()
 		if err == nil {
-			err = w.assemble(w.repo.codec.Encode(payload, g, w.effort.choose(waiting)), g)
+			err = w.assemble(w.repo.codec.Encode(payload, g, w.effort.choose()), g)
 		}
 		w.recycle(g)
 		if err != nil {
@@ -47,17 +43,7 @@ func (w *Writer) compress(queue <-chan *pack.Group) error {
 			return err
 		}
 	}
-}
-
-// take returns the next group, and whether it was waiting; false at the end.
-func take(queue <-chan *pack.Group) (g *pack.Group, waiting, ok bool) {
-	select {
-	case g, ok = <-queue:
-		return g, true, ok
-	default:
-		g, ok = <-queue
-		return g, false, ok
-	}
+	return nil
 }
 
 // groupClasses are the sizes of the memory of groups: pack.GroupSize, and twice

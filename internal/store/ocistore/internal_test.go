@@ -53,7 +53,7 @@ func TestStallIsAboutProgress(t *testing.T) {
 	type step = func([]byte) (int, error)
 	p := make([]byte, 100<<10)
 
-	w := newWatched(&scripted{reads: []step{deadline(0), deadline(0), moves(5)}, writes: []step{moves(10)}}, time.Hour, nil)
+	w := newWatched(&scripted{reads: []step{deadline(0), deadline(0), moves(5)}, writes: []step{moves(10)}}, time.Hour, nil, nil)
 	if n, err := w.Write(p[:10]); n != 10 || err != nil {
 		t.Fatalf("write: %d, %v", n, err)
 	}
@@ -61,7 +61,7 @@ func TestStallIsAboutProgress(t *testing.T) {
 		t.Errorf("read while bytes go out: %d, %v", n, err)
 	}
 
-	w = newWatched(&scripted{reads: []step{moves(5)}, writes: []step{deadline(0), deadline(3), moves(piece), moves(piece), moves(piece), moves(piece), moves(piece), moves(piece), moves(piece)}}, time.Hour, nil)
+	w = newWatched(&scripted{reads: []step{moves(5)}, writes: []step{deadline(0), deadline(3), moves(minPiece), moves(minPiece), moves(minPiece), moves(minPiece), moves(minPiece), moves(minPiece), moves(minPiece)}}, time.Hour, nil, nil)
 	if _, err := w.Read(p); err != nil {
 		t.Fatal(err)
 	}
@@ -69,16 +69,16 @@ func TestStallIsAboutProgress(t *testing.T) {
 		t.Errorf("write while bytes come in, and slowly: %d, %v", n, err)
 	}
 
-	w = newWatched(&scripted{reads: []step{deadline(0)}}, -1, nil)
+	w = newWatched(&scripted{reads: []step{deadline(0)}}, -1, nil, nil)
 	if _, err := w.Read(p); !errors.Is(err, errStalled) {
 		t.Errorf("read with nothing moving: %v", err)
 	}
-	w = newWatched(&scripted{writes: []step{moves(piece), deadline(0)}}, -1, nil)
-	if n, err := w.Write(p); n != piece || !errors.Is(err, errStalled) {
+	w = newWatched(&scripted{writes: []step{moves(minPiece), deadline(0)}}, -1, nil, nil)
+	if n, err := w.Write(p); n != minPiece || !errors.Is(err, errStalled) {
 		t.Errorf("write with nothing moving: %d, %v", n, err)
 	}
 	broken := errors.New("reset")
-	w = newWatched(&scripted{writes: []step{func([]byte) (int, error) { return 7, broken }}}, time.Hour, nil)
+	w = newWatched(&scripted{writes: []step{func([]byte) (int, error) { return 7, broken }}}, time.Hour, nil, nil)
 	if n, err := w.Write(p); n != 7 || !errors.Is(err, broken) {
 		t.Errorf("broken connection: %d, %v", n, err)
 	}
@@ -87,7 +87,7 @@ func TestStallIsAboutProgress(t *testing.T) {
 func TestWatchedCounts(t *testing.T) {
 	t.Parallel()
 	var m store.Meter
-	w := newWatched(&scripted{reads: []func([]byte) (int, error){moves(5), moves(6)}, writes: []func([]byte) (int, error){moves(3), moves(4)}}, time.Hour, &m)
+	w := newWatched(&scripted{reads: []func([]byte) (int, error){moves(5), moves(6)}, writes: []func([]byte) (int, error){moves(3), moves(4)}}, time.Hour, &m, nil)
 	b := make([]byte, 10)
 	for range 2 {
 		if _, err := w.Read(b); err != nil {
@@ -99,6 +99,21 @@ func TestWatchedCounts(t *testing.T) {
 	}
 	if m.Sent() != 7 || m.Received() != 11 {
 		t.Errorf("sent %d, received %d", m.Sent(), m.Received())
+	}
+}
+
+// TestStride: pieces grow while they are taken fast, and are small again at
+// once where one is not.
+func TestStride(t *testing.T) {
+	t.Parallel()
+	s := stride{stall: time.Minute}
+	var sizes []int
+	for _, took := range []time.Duration{0, time.Second / 2, 0, 0, 0, 0, time.Second, 0} {
+		sizes = append(sizes, s.bytes()>>10)
+		s.note(took)
+	}
+	if want := []int{16, 32, 64, 128, 256, 256, 256, 16}; !slices.Equal(sizes, want) {
+		t.Errorf("%d, want %d", sizes, want)
 	}
 }
 

@@ -33,6 +33,32 @@ func (p *pace) note(n int, waited time.Duration) bool {
 	return ok
 }
 
+// minPiece and maxPiece bound how many bytes are written at a time, under one
+// deadline: few on a slow path, so that one that does move is not taken for a
+// stalled one; many on a fast one, where each write costs more than its bytes.
+const (
+	minPiece = 16 << 10
+	maxPiece = 256 << 10
+)
+
+// stride says how many bytes to write next. Not safe for concurrent use.
+type stride struct {
+	stall time.Duration
+	n     int
+}
+
+func (s *stride) bytes() int { return max(s.n, minPiece) }
+
+// note says how long the last piece took. One that took no more than a small
+// part of the stall timeout may be followed by one of twice its size.
+func (s *stride) note(took time.Duration) {
+	if took > s.stall/64 {
+		s.n = minPiece
+		return
+	}
+	s.n = min(2*s.bytes(), maxPiece)
+}
+
 // pacedBody is the body of an answer, which must not crawl.
 type pacedBody struct {
 	io.ReadCloser

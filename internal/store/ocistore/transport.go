@@ -10,11 +10,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -82,6 +84,7 @@ func (t *transport) CloseIdleConnections() {
 
 func httpTransport(conf *tls.Config, opts Options) *http.Transport {
 	d := &net.Dialer{Timeout: min(opts.StallTimeout, cmp.Or(opts.DialTimeout, 20*time.Second)), KeepAlive: 15 * time.Second}
+	buffers := &sync.Pool{New: func() any { return new([maxPiece]byte) }}
 	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -89,7 +92,7 @@ func httpTransport(conf *tls.Config, opts Options) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return newWatched(nc, opts.StallTimeout, opts.Meter), nil
+			return newWatched(nc, opts.StallTimeout, opts.Meter, buffers), nil
 		},
 		TLSClientConfig:     conf.Clone(),
 		TLSHandshakeTimeout: opts.StallTimeout,
@@ -172,16 +175,15 @@ type watched struct {
 	// stalled is set by the direction that noticed first; net/http then closes
 	// the connection under the other one.
 	stalled atomic.Bool
-	out     pace // of writes, which net/http makes one at a time
+	// of writes, which net/http makes one at a time
+	out     pace
+	step    stride
+	buffers *sync.Pool // of *[maxPiece]byte, shared by connections
 }
 
-func newWatched(nc net.Conn, stall time.Duration, m *store.Meter) *watched {
-	return &watched{Conn: nc, stall: stall, meter: m, start: time.Now(), out: pace{stall: stall}}
+func newWatched(nc net.Conn, stall time.Duration, m *store.Meter, buffers *sync.Pool) *watched {
+	return &watched{Conn: nc, stall: stall, meter: m, start: time.Now(), out: pace{stall: stall}, step: stride{stall: stall}, buffers: buffers}
 }
-
-// piece is how many bytes one deadline covers while writing, so that a slow
-// path that does move is not taken for a stalled one.
-const piece = 16 << 10
 
 func (w *watched) touch() { w.moved.Store(int64(time.Since(w.start))) }
 
@@ -226,8 +228,10 @@ func (w *watched) Write(p []byte) (int, error) {
 		if err := w.SetWriteDeadline(began.Add(w.stall)); err != nil {
 			return done, w.named(err)
 		}
-		n, err := w.Conn.Write(p[done:min(len(p), done+piece)])
-		crawls := !w.out.note(n, time.Since(began)) && done+n < len(p)
+		n, err := w.Conn.Write(p[done:min(len(p), done+w.step.bytes())])
+		took := time.Since(began)
+		w.step.note(took)
+		crawls := !w.out.note(n, took) && done+n < len(p)
 		if n > 0 {
 			done += n
 			w.touch()
@@ -247,6 +251,14 @@ func (w *watched) Write(p []byte) (int, error) {
 		}
 	}
 	return done, nil
+}
+
+// ReadFrom implements io.ReaderFrom: net/http sends bodies by it, and would read
+// them in smaller parts itself.
+func (w *watched) ReadFrom(r io.Reader) (int64, error) {
+	b := w.buffers.Get().(*[maxPiece]byte)
+	defer w.buffers.Put(b)
+	return io.CopyBuffer(struct{ io.Writer }{w}, r, b[:])
 }
 
 // named gives a deadline its meaning.
