@@ -75,6 +75,9 @@ func newDiskDriver(root string) *diskDriver {
 	return d
 }
 
+// currentLink is the file of a tag that says what the tag names.
+const currentLink = "current/link"
+
 // volatile reports whether p belongs to an upload in progress. Nothing was
 // promised about it, and the next start removes it, so it need not be on disk.
 func volatile(p string) bool { return strings.Contains(p, "/_uploads/") }
@@ -84,7 +87,7 @@ func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) e
 	switch {
 	case volatile(p):
 		return noteFull(ctx, d.putVolatile(p, content))
-	case !strings.HasSuffix(p, "/current/link"):
+	case !strings.HasSuffix(p, "/"+currentLink):
 		return noteFull(ctx, d.putUnsynced(p, content))
 	}
 	// From here on a tag leads to a manifest, so everything else comes first.
@@ -95,6 +98,20 @@ func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) e
 		return noteFull(ctx, err)
 	}
 	return noteFull(ctx, d.settle(path.Dir(p)))
+}
+
+// Walk implements driver.StorageDriver. A tag that is on its way, or was when
+// the process died, has a directory and names nothing yet: it is passed over, so
+// that no list has it.
+func (d *diskDriver) Walk(ctx context.Context, root string, f driver.WalkFn, options ...func(*driver.WalkOptions)) error {
+	return d.StorageDriver.Walk(ctx, root, func(fi driver.FileInfo) error {
+		if fi.IsDir() && strings.HasSuffix(path.Dir(fi.Path()), "/_manifests/tags") {
+			if _, err := os.Lstat(d.file(path.Join(fi.Path(), currentLink))); errors.Is(err, fs.ErrNotExist) {
+				return driver.ErrSkipDir
+			}
+		}
+		return f(fi)
+	}, options...)
 }
 
 // putUnsynced writes a link or a manifest atomically. It becomes durable with
@@ -117,10 +134,7 @@ func (d *diskDriver) putUnsynced(p string, content []byte) error {
 	}
 	_, err = t.Write(content)
 	if err = errors.Join(err, t.Close()); err == nil {
-		err = d.unsynced.add(p)
-	}
-	if err == nil {
-		err = os.Rename(t.Name(), full)
+		err = d.unsynced.add(p, func() error { return os.Rename(t.Name(), full) })
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(t.Name()))
@@ -150,10 +164,7 @@ func (d *diskDriver) putVolatile(p string, content []byte) error {
 // Move implements driver.StorageDriver.
 func (d *diskDriver) Move(ctx context.Context, from, to string) error {
 	if volatile(from) { // a blob that has arrived
-		if err := d.unsynced.add(to); err != nil {
-			return noteFull(ctx, err)
-		}
-		if err := d.StorageDriver.Move(ctx, from, to); err != nil {
+		if err := d.unsynced.add(to, func() error { return d.StorageDriver.Move(ctx, from, to) }); err != nil {
 			return noteFull(ctx, err)
 		}
 		return noteFull(ctx, d.putOff())

@@ -51,13 +51,26 @@ type unsynced struct {
 	driver *diskDriver
 
 	flushing sync.Mutex // one flush at a time; a second waits for the first
-	mu       sync.Mutex
-	paths    map[string]struct{} // of the storage
-	marked   bool
+	// landing is held shared while a file gets its name: a flush that took its
+	// path before would find nothing to sync, and nobody would come back to it.
+	landing sync.RWMutex
+	mu      sync.Mutex
+	paths   map[string]struct{} // of the storage
+	marked  bool
 }
 
-// add puts off the sync of p.
-func (u *unsynced) add(p string) error {
+// add puts off the sync of p, which land puts there.
+func (u *unsynced) add(p string, land func() error) error {
+	u.landing.RLock()
+	defer u.landing.RUnlock()
+	if err := u.note(p); err != nil {
+		return err
+	}
+	return land()
+}
+
+// note marks the storage before anything is there that is not on disk.
+func (u *unsynced) note(p string) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if !u.marked {
@@ -85,10 +98,7 @@ func (u *unsynced) full() bool {
 func (u *unsynced) flush() error {
 	u.flushing.Lock()
 	defer u.flushing.Unlock()
-	u.mu.Lock()
-	paths := slices.Collect(maps.Keys(u.paths))
-	u.paths = nil
-	u.mu.Unlock()
+	paths := u.take()
 	if err := u.driver.sync(paths); err != nil {
 		for _, p := range paths {
 			err = errors.Join(err, os.RemoveAll(u.driver.file(path.Dir(p))))
@@ -104,6 +114,17 @@ func (u *unsynced) flush() error {
 		}
 	}
 	return nil
+}
+
+// take empties the list; all that was on it has its name.
+func (u *unsynced) take() []string {
+	u.landing.Lock()
+	defer u.landing.Unlock()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	paths := slices.Collect(maps.Keys(u.paths))
+	u.paths = nil
+	return paths
 }
 
 // sync makes files durable, then their names. One that was deleted meanwhile is

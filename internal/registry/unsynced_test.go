@@ -98,3 +98,43 @@ func TestPowerCut(t *testing.T) {
 		t.Errorf("left behind: %s", strings.Join(tmp, " "))
 	}
 }
+
+// TestHalfATag: a tag that was on its way when the process died is not listed,
+// and can be put again.
+func TestHalfATag(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "data")
+	p := startProcess(t, data)
+	c := &client{t: t, base: "http://" + p.addr}
+	blob := random(100)
+	c.putBlob("dr", []byte("{}"))
+	c.putBlob("dr", blob)
+	for _, tag := range []string{"host.1", "host.2"} {
+		if status, body := c.putManifest("dr", tag, manifest(tag, blob)); status != http.StatusCreated {
+			t.Fatalf("%d %s", status, body)
+		}
+	}
+	p.kill()
+	if err := os.Remove(filepath.Join(data, "store/docker/registry/v2/repositories/dr/_manifests/tags/host.2/current/link")); err != nil {
+		t.Fatal(err)
+	}
+	p = startProcess(t, data)
+	c = &client{t: t, base: "http://" + p.addr}
+	list := func() string {
+		t.Helper()
+		status, body, _ := c.do("GET", "/v2/dr/tags/list", nil)
+		if status != http.StatusOK {
+			t.Fatalf("%d %s", status, body)
+		}
+		return body
+	}
+	if got := list(); !strings.Contains(got, `"host.1"`) || strings.Contains(got, `"host.2"`) {
+		t.Errorf("listed: %s", got)
+	}
+	if status, body := c.putManifest("dr", "host.2", manifest("host.2", blob)); status != http.StatusCreated {
+		t.Fatalf("%d %s", status, body)
+	}
+	if got := list(); !strings.Contains(got, `"host.2"`) {
+		t.Errorf("listed: %s", got)
+	}
+}

@@ -138,6 +138,9 @@ func (b *hostBook) loadLocked(ctx context.Context) error {
 		if _, ok := b.records[t.Number]; !ok && !errors.Is(failed[i], store.ErrNotFound) {
 			b.records[t.Number] = found[i]
 		}
+		if found[i] != nil {
+			delete(b.bad, t.String()) // it was listed before it could be read
+		}
 	}
 	for _, p := range problems {
 		if _, known := b.bad[p.Tag]; !known {

@@ -333,6 +333,30 @@ func TestHosts(t *testing.T) {
 	}
 }
 
+// TestHostOnItsWay: a registry may list a tag before the tag can be read. The
+// record counts, and is no problem any more, once it can.
+func TestHostOnItsWay(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	mustSnapshot(t, b.Host("main"), "shop", nil, content(1, 10))
+	mustSnapshot(t, b.Host("other"), "blog", nil, content(2, 10))
+	st := faults.New(t, b.Store, faults.Fault{Op: faults.GetManifest, Arg: "host.2", Err: store.ErrNotFound})
+	r, err := repo.Open(t.Context(), st, b.Options("main"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	if hosts, err := r.Hosts(t.Context()); err != nil || len(hosts) != 1 {
+		t.Fatalf("hosts %v, %v", hosts, err)
+	}
+	if problems, err := r.Check(t.Context()); err != nil || len(problems) != 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	if hosts, err := r.Hosts(t.Context()); err != nil || len(hosts) != 2 {
+		t.Errorf("hosts %v, %v", hosts, err)
+	}
+}
+
 // Where only an operator may enrol, a new host is told what to ask for, and
 // writes once that was done.
 func TestOperatorEnrols(t *testing.T) {
