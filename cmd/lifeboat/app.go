@@ -12,6 +12,7 @@ import (
 
 	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
+	"lifeboat/internal/engine"
 	"lifeboat/internal/redact"
 	"lifeboat/internal/ui"
 )
@@ -39,6 +40,9 @@ type app struct {
 	// helper was given, says what opens the repository.
 	kitSrc, stdinSrc *source
 	lastSource       source // the repository that was opened last
+	// reached is the engine while no world has it yet.
+	reached     *engine.Engine
+	reachedHost engine.HostFS
 }
 
 func newApp(p process) *app {

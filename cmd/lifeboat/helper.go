@@ -64,19 +64,12 @@ func (a *app) viaHelper(ctx context.Context) (code int, helped bool, err error) 
 	if inHelper() {
 		return 0, false, nil
 	}
-	set, err := a.Settings()
-	if err != nil {
-		return 0, false, err
-	}
-	e, err := engine.Open(ctx, engine.Options{Host: set.EngineHost.Value, Log: a.Log()})
-	if err != nil {
-		return 0, false, err
-	}
-	defer e.Close()
-	host, err := e.HostFS(ctx)
+	e, host, err := a.reachEngine(ctx)
 	if err != nil || host.Local {
 		return 0, false, err
 	}
+	a.reached = nil
+	defer e.Close()
 	a.UI().Note("working through a helper container (%s)", host.Reason)
 	w, err := a.open(ctx, false)
 	if err != nil {

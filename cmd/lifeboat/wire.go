@@ -194,25 +194,41 @@ func location(raw string) string {
 }
 
 func (a *app) openEngine(ctx context.Context, w *world) error {
-	set, err := a.Settings()
+	e, host, err := a.reachEngine(ctx)
 	if err != nil {
 		return err
 	}
-	if w.engine, err = engine.Open(ctx, engine.Options{Host: set.EngineHost.Value, Log: a.Log()}); err != nil {
-		return err
-	}
-	if w.info, err = w.engine.Info(ctx); err != nil {
-		return err
-	}
-	if w.host, err = w.engine.HostFS(ctx); err != nil {
-		return err
-	}
+	a.reached = nil // it belongs to w now
+	w.engine, w.host, w.info = e, host, host.Info()
 	w.site = w.cfg.Site
 	if w.site == "" {
 		w.site = config.SanitizeName(w.info.Name)
 	}
 	w.state, err = site.Open(w.src.stateDir, w.info.ID)
 	return err
+}
+
+// reachEngine connects to the engine, once for a command: what it says of itself
+// takes it longer than all else that it is asked.
+func (a *app) reachEngine(ctx context.Context) (*engine.Engine, engine.HostFS, error) {
+	if a.reached != nil {
+		return a.reached, a.reachedHost, nil
+	}
+	set, err := a.Settings()
+	if err != nil {
+		return nil, engine.HostFS{}, err
+	}
+	e, err := engine.Open(ctx, engine.Options{Host: set.EngineHost.Value, Log: a.Log()})
+	if err != nil {
+		return nil, engine.HostFS{}, err
+	}
+	host, err := e.HostFS(ctx)
+	if err != nil {
+		_ = e.Close()
+		return nil, engine.HostFS{}, err
+	}
+	a.reached, a.reachedHost = e, host
+	return e, host, nil
 }
 
 // source reads the settings.

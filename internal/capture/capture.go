@@ -30,7 +30,6 @@ import (
 
 // Engine is what capture needs of the container engine.
 type Engine interface {
-	Info(ctx context.Context) (dr.EngineInfo, error)
 	HostFS(ctx context.Context) (engine.HostFS, error)
 	Discover(ctx context.Context, sel engine.Selector) (*engine.System, error)
 	SaveImage(ctx context.Context, id string) (io.ReadCloser, error)
@@ -293,18 +292,20 @@ func (r *run) look(ctx context.Context) (*engine.System, error) {
 	sys := &engine.System{}
 	r.opts.Selector.Archive = r.opts.Degraded
 	if r.opts.Selector.Project != "" || len(r.opts.Selector.Containers) > 0 {
+		sel := r.opts.Selector
+		if r.system != nil { // a moment ago
+			sel.Host = &r.system.HostFS
+		}
 		var err error
-		if sys, err = r.deps.Engine.Discover(ctx, r.opts.Selector); err != nil {
+		if sys, err = r.deps.Engine.Discover(ctx, sel); err != nil {
 			return nil, err
 		}
 	} else {
 		var err error
-		if sys.Engine, err = r.deps.Engine.Info(ctx); err != nil {
-			return nil, err
-		}
 		if sys.HostFS, err = r.deps.Engine.HostFS(ctx); err != nil {
 			return nil, err
 		}
+		sys.Engine = sys.HostFS.Info()
 	}
 	for _, x := range r.opts.Extra {
 		if x.Volume != nil {

@@ -22,11 +22,16 @@ import (
 // binds are unknown; the caller runs itself in the helper container for these,
 // or asks for Selector.Archive.
 func (e *Engine) Discover(ctx context.Context, sel Selector) (*System, error) {
-	f, err := e.facts(ctx)
-	if err != nil {
-		return nil, err
+	var h HostFS
+	if sel.Host != nil {
+		h = *sel.Host
+	} else {
+		var err error
+		if h, err = e.HostFS(ctx); err != nil {
+			return nil, err
+		}
 	}
-	h := e.hostFS(f)
+	f := h.facts
 	all, err := e.listAll(ctx)
 	if err != nil {
 		return nil, err

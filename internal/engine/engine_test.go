@@ -351,7 +351,7 @@ func TestDiscoverFails(t *testing.T) {
 	if _, err := e.CreateContainer(t.Context(), plain("c"), engine.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{"/info", "/version", "/containers/json", "/containers/[0-9a-f]{64}/json", "/images/.*/json", "/networks", "/volumes"} {
+	for _, path := range []string{"/info", "/containers/json", "/containers/[0-9a-f]{64}/json", "/images/.*/json", "/networks", "/volumes"} {
 		f.Break(fake.Fault{Method: "GET", Path: path, Kind: fake.Refuse})
 		if _, err := e.Discover(t.Context(), engine.Selector{Containers: []string{"c"}}); err == nil {
 			t.Errorf("%s refused: no error", path)

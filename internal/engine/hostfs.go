@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"lifeboat/internal/dr"
 )
 
 // HostFS says how this process reaches the files of the engine's host. Paths
@@ -39,6 +41,9 @@ type HostFS struct {
 // Root is the prefix under which the engine's mount namespace is visible here,
 // and whether it is visible at all.
 func (h HostFS) Root() (prefix string, local bool) { return h.Prefix, h.Local }
+
+// Info describes the engine whose files these are.
+func (h HostFS) Info() dr.EngineInfo { return h.facts.EngineInfo }
 
 // HostFS finds how to reach the engine's files. That they cannot be reached is
 // no error: Local is false and Reason says why.

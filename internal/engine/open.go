@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,6 +47,7 @@ type Engine struct {
 	host     string
 	socket   string // path of the unix socket; empty with tcp and ssh
 	hostRoot string
+	api      string // the newest API version that the engine speaks
 	log      *slog.Logger
 }
 
@@ -83,10 +85,12 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	if e.cli, err = client.New(opts...); err != nil {
 		return nil, fmt.Errorf("container engine host %q: %w: %w", host, err, dr.ErrUsage)
 	}
-	if _, err := e.cli.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true}); err != nil {
+	ping, err := e.cli.Ping(ctx, client.PingOptions{NegotiateAPIVersion: true})
+	if err != nil {
 		_ = e.cli.Close()
 		return nil, unreachable(host, err)
 	}
+	e.api = cmp.Or(ping.APIVersion, e.cli.ClientVersion())
 	dial := e.cli.Dialer()
 	e.raw = &http.Client{Transport: &http.Transport{
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
@@ -131,7 +135,7 @@ func unreachable(host string, err error) error {
 // before reports whether the API version agreed upon is older than v.
 func (e *Engine) before(v string) bool { return versions.LessThan(e.cli.ClientVersion(), v) }
 
-// Info describes the engine.
+// Info describes the engine. Who needs HostFS as well has it there.
 func (e *Engine) Info(ctx context.Context) (dr.EngineInfo, error) {
 	f, err := e.facts(ctx)
 	return f.EngineInfo, err
@@ -147,20 +151,27 @@ type facts struct {
 	containerdNS      string
 }
 
+// architectures are Go's names for what kernels call themselves.
+var architectures = map[string]string{
+	"x86_64": "amd64", "aarch64": "arm64", "armv6l": "arm", "armv7l": "arm", "armv8l": "arm",
+	"i386": "386", "i486": "386", "i586": "386", "i686": "386",
+}
+
+// facts asks once: a Docker engine starts several programs to answer.
 func (e *Engine) facts(ctx context.Context) (facts, error) {
 	res, err := e.cli.Info(ctx, client.InfoOptions{})
 	if err != nil {
 		return facts{}, failed("ask the engine for its description", err)
 	}
-	ver, err := e.cli.ServerVersion(ctx, client.ServerVersionOptions{})
-	if err != nil {
-		return facts{}, failed("ask the engine for its version", err)
-	}
 	in := res.Info
+	arch := in.Architecture // Podman has Go's name, and so have the other architectures
+	if a, ok := architectures[arch]; ok {
+		arch = a
+	}
 	f := facts{
 		EngineInfo: dr.EngineInfo{
-			ID: in.ID, Name: in.Name, Version: in.ServerVersion, API: ver.APIVersion,
-			StorageDriver: in.Driver, OS: in.OSType, Arch: ver.Arch, Kernel: in.KernelVersion,
+			ID: in.ID, Name: in.Name, Version: in.ServerVersion, API: e.api,
+			StorageDriver: in.Driver, OS: in.OSType, Arch: arch, Kernel: in.KernelVersion,
 		},
 		rootDir:  in.DockerRootDir,
 		cgroupV2: in.CgroupVersion == "2",

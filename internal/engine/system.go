@@ -35,6 +35,9 @@ type Selector struct {
 	// archive API alone (degraded mode): volumes and binds have Via, and the
 	// coverage report says of each tree what is not kept.
 	Archive bool
+	// Host is what HostFS or Discover has said of the engine a moment ago; it is
+	// not asked again then. nil: it is.
+	Host *HostFS
 }
 
 // Via is how the archive API reaches a volume or bind: at a path of a container

@@ -79,12 +79,10 @@ type survey struct {
 func take(ctx context.Context, d Deps, sys dr.System) (*survey, error) {
 	s := &survey{own: map[string]bool{}, containers: map[string]engine.InventoryContainer{}}
 	var err error
-	if s.info, err = d.Engine.Info(ctx); err != nil {
-		return nil, err
-	}
 	if s.host, err = d.Engine.HostFS(ctx); err != nil {
 		return nil, err
 	}
+	s.info = s.host.Info()
 	if s.inv, err = d.Engine.Inventory(ctx); err != nil {
 		return nil, err
 	}
