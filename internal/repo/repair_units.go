@@ -32,8 +32,8 @@ type mending struct {
 	instead map[digest.Digest]*source
 	// worse: more turned out to be damaged while that was put together.
 	worse bool
-	units   int
-	bytes   int64
+	units int
+	bytes int64
 	// others of them came from other repositories.
 	others     int
 	otherBytes int64
