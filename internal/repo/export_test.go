@@ -95,6 +95,20 @@ func (r *Repo) Relocate(ctx context.Context, s *Snapshot, units map[dr.UnitRef][
 	return r.relocate(ctx, s, needs)
 }
 
+// RelocateTo says that the snapshot lies in what tags of pack manifests name,
+// whatever that is.
+func (r *Repo) RelocateTo(ctx context.Context, s *Snapshot, tags ...string) (*Snapshot, error) {
+	var needs []need
+	for _, t := range tags {
+		m, err := r.st.GetManifest(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		needs = append(needs, need{m.Digest, int64(len(m.Body))})
+	}
+	return r.relocate(ctx, s, needs)
+}
+
 // DropOlder removes the tags that a relocation replaces.
 func (r *Repo) DropOlder(ctx context.Context, s *Snapshot) (int, error) { return r.dropOlder(ctx, s) }
 
