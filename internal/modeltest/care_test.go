@@ -35,7 +35,7 @@ func (w *world) mirrored(rt *rapid.T) {
 		w.fail(rt, err)
 		return
 	}
-	r := w.observerOf(rt, w.mirror)
+	r := w.observerOf(rt, w.bed, w.mirror)
 	defer func() { _ = r.Close() }()
 	snaps, problems, err := r.Snapshots(w.t.Context(), "")
 	if err != nil || len(problems) > 0 {

@@ -22,7 +22,7 @@ import (
 )
 
 // TestModel: two hosts with two systems each work on their trees, take
-// snapshots, restore, forget, compact, collect, mirror and repair in any order, at once, killed anywhere,
+// snapshots, restore, forget, compact, collect, mirror, copy and repair in any order, at once, killed anywhere,
 // with a registry that loses nothing that it confirmed and removes at once what
 // nothing names. After each step what is visible is what was taken and not
 // forgotten; each restore is compared in full, and at the end everything is
@@ -35,21 +35,21 @@ func TestModel(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("owners and devices need root")
 	}
-	first := repotest.NewBed(t)
+	first, other := repotest.NewBed(t), repotest.NewBed(t)
 	for _, h := range hosts {
 		if _, err := first.Host(h).Enrol(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	rapid.Check(t, func(rt *rapid.T) {
-		w := newWorld(t, rt, first.Fork())
+		w := newWorld(t, rt, first.Fork(), other.Fork())
 		defer w.close()
 		rt.Repeat(map[string]func(*rapid.T){
 			"work": w.work, "work more": w.work, "snapshot": w.snapshot, "snapshot again": w.snapshot, "race": w.race,
 			"begin": w.beginOpen, "commit": w.commitOpen,
 			"restore": w.restore, "restore in place": w.restoreInPlace, "restore live": w.restoreLive, "restore one file": w.restoreOne,
 			"forget": w.forget, "collect": w.collect, "registry": w.registry, "time": w.time,
-			"rotate": w.rotate, "lose": w.lose, "mirror": w.mirrored, "damage": w.damage, "": w.check,
+			"rotate": w.rotate, "lose": w.lose, "mirror": w.mirrored, "copy": w.copied, "damage": w.damage, "": w.check,
 		})
 		w.everything(rt)
 	})

@@ -59,11 +59,12 @@ type world struct {
 	runs   []*run                 // open over other steps
 	n      int                    // of directories
 	mirror *memstore.Store        // an exact copy, as new as its last run
+	other  *repotest.Bed          // a repository with other keys, into which snapshots are copied
 	aged   bool                   // the captures' clock is ahead, so that nothing on disk is young
 	whole  map[digest.Digest]bool // records that were found to lead to all units of their snapshot
 }
 
-func newWorld(t *testing.T, rt *rapid.T, bed *repotest.Bed) *world {
+func newWorld(t *testing.T, rt *rapid.T, bed, other *repotest.Bed) *world {
 	dir, err := os.MkdirTemp(t.TempDir(), "")
 	if err != nil {
 		rt.Fatal(err)
@@ -72,7 +73,7 @@ func newWorld(t *testing.T, rt *rapid.T, bed *repotest.Bed) *world {
 		bed.Store.Unchecked()
 	}
 	now := time.Now().UTC()
-	w := &world{t: t, bed: bed, dir: dir, clock: now, next: now.Add(-1000 * time.Hour), known: map[int64]*captured{}, mirror: memstore.New(), aged: rapid.Bool().Draw(rt, "aged")}
+	w := &world{t: t, bed: bed, other: other, dir: dir, clock: now, next: now.Add(-1000 * time.Hour), known: map[int64]*captured{}, mirror: memstore.New(), aged: rapid.Bool().Draw(rt, "aged")}
 	w.whole = map[digest.Digest]bool{}
 	for _, h := range hosts {
 		for _, s := range systems {
@@ -132,9 +133,9 @@ func (quiet) Errorf(string, ...any) {}
 
 // faulty draws a store: often one of whose calls fails, or at one of which the
 // process is killed.
-func (w *world) faulty(rt *rapid.T, kill func()) store.Store {
+func (w *world) faulty(rt *rapid.T, st store.Store, kill func()) store.Store {
 	if rapid.IntRange(0, 2).Draw(rt, "faulty") != 0 {
-		return w.bed.Store
+		return st
 	}
 	f := faults.Fault{
 		Call: rapid.IntRange(1, 60).Draw(rt, "call"),
@@ -150,14 +151,19 @@ func (w *world) faulty(rt *rapid.T, kill func()) store.Store {
 	case faults.Short:
 		f.Op = rapid.SampledFrom([]faults.Op{faults.PutBlob, faults.GetBlob}).Draw(rt, "op")
 	}
-	return faults.New(quiet{}, w.bed.Store, f)
+	return faults.New(quiet{}, st, f)
 }
 
 // as runs something as a host that has just started.
 func (w *world) as(rt *rapid.T, host string, do func(context.Context, *repo.Repo) error) error {
-	ctx, cancel := context.WithCancel(w.t.Context())
+	return w.asIn(w.t.Context(), rt, w.bed, host, do)
+}
+
+// asIn is as in one of the repositories.
+func (w *world) asIn(ctx context.Context, rt *rapid.T, bed *repotest.Bed, host string, do func(context.Context, *repo.Repo) error) error {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r, err := repo.Open(ctx, w.faulty(rt, cancel), w.bed.Options(host))
+	r, err := repo.Open(ctx, w.faulty(rt, bed.Store, cancel), bed.Options(host))
 	if err != nil {
 		return err
 	}
@@ -190,11 +196,11 @@ func (w *world) fail(rt *rapid.T, err error) {
 }
 
 // observer opens the repository as somebody who remembers and caches nothing.
-func (w *world) observer(rt *rapid.T) *repo.Repo { return w.observerOf(rt, w.bed.Store) }
+func (w *world) observer(rt *rapid.T) *repo.Repo { return w.observerOf(rt, w.bed, w.bed.Store) }
 
-// observerOf opens the repository in one registry.
-func (w *world) observerOf(rt *rapid.T, st store.Store) *repo.Repo {
-	o := w.bed.Options("observer")
+// observerOf opens a repository in one registry.
+func (w *world) observerOf(rt *rapid.T, bed *repotest.Bed, st store.Store) *repo.Repo {
+	o := bed.Options("observer")
 	o.StateDir, o.CacheDir, o.Location, o.Host = "", "", "", nil
 	r, err := repo.Open(w.t.Context(), st, o)
 	if err != nil {
