@@ -88,19 +88,30 @@ func (w *world) damage(rt *rapid.T) {
 	}
 }
 
-// injure spoils one pack, index or pack manifest.
+// injure spoils one pack, index or pack manifest that a snapshot needs.
 func (w *world) injure(rt *rapid.T) {
 	st := w.bed.Store
-	tags, err := st.Tags(w.t.Context(), "m.")
+	// What only runs that were cut off or are still open have stored is looked after
+	// by nobody: a registry that loses that as well breaks its word to them.
+	eye := w.observer(rt)
+	defer func() { _ = eye.Close() }()
+	snaps, _, err := eye.Snapshots(w.t.Context(), "")
 	if err != nil {
 		rt.Fatal(err)
 	}
-	if len(tags) == 0 {
+	var needs []string
+	for i := range snaps {
+		for _, d := range snaps[i].Needs {
+			needs = append(needs, d.String())
+		}
+	}
+	if len(needs) == 0 {
 		return
 	}
-	slices.Sort(tags)
-	tag := tags[rapid.IntRange(0, len(tags)-1).Draw(rt, "manifest")]
-	m, err := st.GetManifest(w.t.Context(), tag)
+	slices.Sort(needs)
+	needs = slices.Compact(needs)
+	need := needs[rapid.IntRange(0, len(needs)-1).Draw(rt, "manifest")]
+	m, err := st.GetManifest(w.t.Context(), need)
 	if err != nil {
 		return // spoiled already
 	}

@@ -220,6 +220,9 @@ func (w *Writer) tag(ctx context.Context, rec *commitRecord, needs []*source) (*
 		if err == nil {
 			snap, err = w.readBack(ctx, t, raw)
 		}
+		if err == nil {
+			err = w.ownNumber(ctx, t, snap)
+		}
 		switch {
 		case err == nil:
 			return snap, nil
@@ -272,6 +275,28 @@ func (w *Writer) readBack(ctx context.Context, t Tag, raw []byte) (*Snapshot, er
 		return nil, fmt.Errorf("%s was stored and could not be read back: %w: %w", t, err, dr.ErrOutcomeUnknown)
 	}
 	return s, nil
+}
+
+// ownNumber makes sure that the number of a new snapshot was not another's whose
+// tag is gone because it was relocated between the look for a free number and
+// now: the relocation would count, and hide the new one (invariant 8).
+// store.ErrTagTaken says that it was.
+func (w *Writer) ownNumber(ctx context.Context, t Tag, snap *Snapshot) error {
+	p, err := w.repo.relist(ctx, place{system: t.System, number: t.Number})
+	if err != nil {
+		return fmt.Errorf("%s was stored, and whether another snapshot has its number could not be found out: %w: %w", t, err, dr.ErrOutcomeUnknown)
+	}
+	if !slices.ContainsFunc(p.tags, func(have Tag) bool { return have != t }) {
+		return nil
+	}
+	counts, _, err := w.repo.readPlace(ctx, p)
+	if err != nil {
+		return fmt.Errorf("%s was stored, and whether another snapshot has its number could not be found out: %w: %w", t, err, dr.ErrOutcomeUnknown)
+	}
+	if counts != nil && counts.ID != snap.ID {
+		return fmt.Errorf("number %d is that of snapshot %s, which was relocated (%s): %w", t.Number, counts.ID.Short(), counts.Place, store.ErrTagTaken)
+	}
+	return nil
 }
 
 // afterwards looks once more at what the snapshot needs: something may have
