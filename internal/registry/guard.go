@@ -138,6 +138,8 @@ func (g *guard) dispatch(w http.ResponseWriter, r *http.Request, req *request) {
 		denied("the list of all names is for users who may see every name").write(w)
 	case reading && req.route == v2.RouteNameBlob:
 		g.serveBlob(w, r, req)
+	case reading && req.route == v2.RouteNameTags:
+		g.listTags(w, r, req)
 	case reading && req.route != v2.RouteNameBlobUpload:
 		g.forward(w, r, req)
 	case req.route == v2.RouteNameManifest && r.Method == http.MethodPut:

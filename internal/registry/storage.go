@@ -100,20 +100,6 @@ func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) e
 	return noteFull(ctx, d.settle(path.Dir(p)))
 }
 
-// Walk implements driver.StorageDriver. A tag that is on its way, or was when
-// the process died, has a directory and names nothing yet: it is passed over, so
-// that no list has it.
-func (d *diskDriver) Walk(ctx context.Context, root string, f driver.WalkFn, options ...func(*driver.WalkOptions)) error {
-	return d.StorageDriver.Walk(ctx, root, func(fi driver.FileInfo) error {
-		if fi.IsDir() && strings.HasSuffix(path.Dir(fi.Path()), "/_manifests/tags") {
-			if _, err := os.Lstat(d.file(path.Join(fi.Path(), currentLink))); errors.Is(err, fs.ErrNotExist) {
-				return driver.ErrSkipDir
-			}
-		}
-		return f(fi)
-	}, options...)
-}
-
 // putUnsynced writes a link or a manifest atomically. It becomes durable with
 // the next flush.
 func (d *diskDriver) putUnsynced(p string, content []byte) error {

@@ -44,11 +44,13 @@ const (
 
 // Header is what Lifeboat's own registry puts on every response. HeaderImmutable
 // is the word in it that promises atomic immutable tags, HeaderChecked the one
-// that promises store.Capabilities.CheckedDelete.
+// that promises store.Capabilities.CheckedDelete, HeaderPrefix the one that says
+// that a listing of tags takes the parameter prefix.
 const (
 	Header          = "Lifeboat-Registry"
 	HeaderImmutable = "immutable-tags"
 	HeaderChecked   = "checked-deletes"
+	HeaderPrefix    = "tag-prefix"
 )
 
 // Options says how to reach a registry. The zero value means: system roots,
@@ -113,7 +115,9 @@ type client struct {
 	immutable atomic.Bool
 	// checked is set once it has announced checked deletions.
 	checked atomic.Bool
-	stall   time.Duration
+	// prefixed is set once it has announced that it lists tags by their prefix.
+	prefixed atomic.Bool
+	stall    time.Duration
 }
 
 var _ store.Store = (*client)(nil)
@@ -266,6 +270,8 @@ func (c *client) noteAnnouncement(h http.Header) {
 			c.immutable.Store(true)
 		case HeaderChecked:
 			c.checked.Store(true)
+		case HeaderPrefix:
+			c.prefixed.Store(true)
 		}
 	}
 }

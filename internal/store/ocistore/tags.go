@@ -32,6 +32,9 @@ const (
 func (c *client) Tags(ctx context.Context, prefix string) ([]string, error) {
 	l := &tagList{prefix: prefix, left: maxTagBytes, visited: map[string]bool{}}
 	next := c.url("tags", "list") + "?n=" + strconv.Itoa(tagsPerPage)
+	if prefix != "" && c.prefixed.Load() {
+		next += "&prefix=" + url.QueryEscape(prefix) // it may answer with fewer; what comes is looked at all the same
+	}
 	for page := 0; next != ""; page++ {
 		if err := l.visit(next, page); err != nil {
 			return nil, c.fail("list tags", err)

@@ -695,3 +695,42 @@ func TestMeter(t *testing.T) {
 		t.Errorf("sent %d bytes for a blob that was there", n)
 	}
 }
+
+// TestTagsByPrefix: the prefix is asked for where the registry takes it, nowhere
+// else; what does not fit is left out either way.
+func TestTagsByPrefix(t *testing.T) {
+	t.Parallel()
+	for header, want := range map[string]string{
+		"":                              "n=1000",
+		"1; immutable-tags":             "n=1000",
+		"1; immutable-tags; tag-prefix": "n=1000&prefix=s.a%26b.",
+	} {
+		var asked atomic.Value
+		addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			if header != "" {
+				w.Header().Set(ocistore.Header, header)
+			}
+			if strings.HasSuffix(r.URL.Path, "/tags/list") {
+				asked.Store(r.URL.RawQuery)
+				fmt.Fprint(w, `{"tags":["key.1","s.a&b.1","s.shop.1"]}`)
+			}
+		})
+		s, err := ocistore.Open(t.Context(), addr, once())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Capabilities(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Tags(t.Context(), "s.a&b."); err != nil {
+			t.Error(err)
+		}
+		if asked.Load() != want {
+			t.Errorf("%q: asked for %v", header, asked.Load())
+		}
+		tags, err := s.Tags(t.Context(), "s.shop.")
+		if err != nil || len(tags) != 1 || tags[0] != "s.shop.1" {
+			t.Errorf("%q, %v", tags, err)
+		}
+	}
+}
