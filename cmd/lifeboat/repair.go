@@ -44,8 +44,9 @@ cannot be mended is told file by file. It can be run again at any time.
 Damage that only reading shows is mended if this host has found it before (lifeboat
 verify), or with --read.
 
-Exit codes: 0 everything is whole, 3 mended in part, 1 nothing could be mended. The
-login needs the access role operator, for relocations.`,
+Exit codes: 0 everything is whole, 3 mended in part, 1 nothing could be mended; with
+--dry-run they are those that the real run would have. The login needs the access
+role operator, for relocations; --dry-run cannot tell whether it has it.`,
 		Example: `  lifeboat repair --dry-run
   lifeboat repair --from oci://mirror.example.org/dr
   lifeboat snapshot shop && lifeboat repair
@@ -61,7 +62,7 @@ login needs the access role operator, for relocations.`,
 }
 
 // repairAnswer is the JSON answer of repair. The members of checkAnswer tell what
-// is left in the end; with DryRun, what is left if everything goes as planned.
+// is left in the end; with DryRun, what the real run would leave.
 type repairAnswer struct {
 	DryRun bool        `json:"dry_run"`
 	Steps  []repairRow `json:"steps"`
@@ -79,7 +80,10 @@ type repairRow struct {
 	Units  int               `json:"units,omitempty"`
 	Lacks  int               `json:"lacks,omitempty"`
 	Bytes  int64             `json:"bytes,omitempty"`
-	Error  string            `json:"error,omitempty"`
+	// Unhurt: nothing of the snapshot Tag is lost; it lists what is damaged in places
+	// that it does not need.
+	Unhurt bool   `json:"unhurt,omitempty"`
+	Error  string `json:"error,omitempty"`
 }
 
 func (a *app) runRepair(ctx context.Context, f repairFlags) error {
@@ -144,7 +148,7 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 	ans := repairAnswer{DryRun: f.dryRun, Steps: []repairRow{}, Found: len(res.Before.Problems), checkAnswer: left}
 	done, failed := 0, 0
 	for _, s := range res.Steps {
-		row := repairRow{Action: s.Action, Tag: s.Tag, As: s.As, Blob: s.Blob.String(), From: s.From, Units: s.Units, Lacks: s.Lacks, Bytes: s.Bytes}
+		row := repairRow{Action: s.Action, Tag: s.Tag, As: s.As, Blob: s.Blob.String(), From: s.From, Units: s.Units, Lacks: s.Lacks, Bytes: s.Bytes, Unhurt: s.Unhurt}
 		if s.Err != nil {
 			failed++
 			row.Error = redact.String(s.Err.Error())
@@ -158,22 +162,24 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 		views = append(views, sourcesView(from))
 	}
 	views = append(views, stepsView(ans))
-	if damaged := len(res.After.Problems) - foreign; damaged > 0 && !f.dryRun {
+	damaged := len(res.After.Problems) - foreign
+	if damaged > 0 {
 		views = append(views, checkViews(left, res.After.Problems)...)
 	}
 	if f.dryRun {
-		views = append(views, lossView(left.Hit))
+		views = append(views, lossView(left.Hit, damaged))
 	}
 	if err := a.UI().Answer(ans, views...); err != nil {
 		return err
 	}
-	if f.dryRun || res.Healed() {
+	if res.Healed() {
 		return nil
 	}
 	return repairLeft(ans, done, failed)
 }
 
-// repairLeft is the error where something is damaged still.
+// repairLeft is the error where something is damaged still, or would be after a dry
+// run: both end with the same exit code.
 func repairLeft(ans repairAnswer, done, failed int) error {
 	x := ui.Explained{
 		What:  fmt.Sprintf("%d thing(s) of the repository are damaged or gone still", len(ans.Damaged)),
@@ -184,6 +190,13 @@ func repairLeft(ans repairAnswer, done, failed int) error {
 			"lifeboat repair --drop-damaged  (gives up the snapshots that lose something)",
 		},
 		Err: dr.ErrTampered,
+	}
+	if ans.DryRun {
+		x.What = fmt.Sprintf("%d thing(s) of the repository would be damaged or gone still", len(ans.Damaged))
+		x.State = "nothing was changed (--dry-run); the real run would end with the same exit code"
+		if done > 0 {
+			x.Next = append(x.Next, "lifeboat repair  (with the same options: mends what can be mended)")
+		}
 	}
 	if failed > 0 {
 		x.Next = append([]string{"look at the steps that failed, above"}, x.Next...)
@@ -229,18 +242,23 @@ func stepsView(ans repairAnswer) ui.View {
 			verb = "not " + string(s.Action)
 		} else if s.Lacks > 0 {
 			remark = fmt.Sprintf("lacks %d units still", s.Lacks)
+		} else if s.Unhurt {
+			remark = "nothing of it is lost; it lists a damaged pack"
 		}
 		t.Rows = append(t.Rows, []string{verb, what, s.From, size, remark})
 	}
 	return t
 }
 
-// lossView says what would be left.
-func lossView(hit []hitSnapshot) ui.View {
+// lossView says what would be left; damaged is how many problems would be.
+func lossView(hit []hitSnapshot, damaged int) ui.View {
 	t := ui.Table{
 		Title:   "what cannot be mended from there",
 		Columns: []ui.Column{{Title: "snapshot"}, {Title: "files", Right: true}, {Title: "bytes", Right: true}},
 		Empty:   "everything that is lost can be mended, as far as is known",
+	}
+	if damaged > 0 {
+		t.Empty = "what is named above stays damaged or gone; no snapshot that can be read loses anything by it"
 	}
 	for _, h := range hit {
 		t.Rows = append(t.Rows, []string{h.Tag, fmt.Sprint(h.Files), bytesText(h.Bytes)})

@@ -2,14 +2,18 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"lifeboat/internal/registry"
 	"lifeboat/internal/registry/registrytest"
+	"lifeboat/internal/ui"
 )
 
 // flipStored flips a bit in the largest stored blobs of a registry, and returns
@@ -91,15 +95,66 @@ func TestVerifyAndRepair(t *testing.T) {
 	// What cannot be mended is told, and nothing is given up by itself.
 	flipStored(t, reg, 100)
 	p.do(1, &checkAnswer{}, "verify")
-	var left repairAnswer
+	var left, dry repairAnswer
+	if stderr := p.do(1, &dry, "repair", "--dry-run"); !strings.Contains(stderr, "nothing was changed (--dry-run)") {
+		t.Error(stderr)
+	}
 	stderr := p.do(1, &left, "repair")
 	if len(left.Hit) != 3 || !strings.Contains(stderr, "--from URL") {
 		t.Fatalf("%+v\n%s", left, stderr)
+	}
+	dry.DryRun = false
+	if diff := cmp.Diff(fmt.Sprintf("%+v", left), fmt.Sprintf("%+v", dry)); diff != "" {
+		t.Errorf("the real run (-) and the dry run (+):\n%s", diff)
 	}
 	p.do(codePartial, &left, "repair", "--drop-damaged")
 	for _, s := range left.Steps {
 		if s.Action == "forgotten" && s.Error == "" && s.Tag == "s.shop.3" {
 			t.Errorf("the head of the line was dropped: %+v", left.Steps)
 		}
+	}
+}
+
+// Records that are damaged or gone and that nothing has a copy of: the dry run says
+// so, and ends as the real run does.
+func TestRepairDryRunOfRecords(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 2)
+	p.do(0, &struct{}{}, "snapshots", "shop")
+	flipStoredIndex(t, reg)
+	if text := lossView(nil, 1).(ui.Table).Empty; strings.Contains(text, "can be mended") {
+		t.Error(text)
+	}
+	for _, args := range [][]string{{"repair", "--dry-run"}, {"repair"}} {
+		var ans repairAnswer
+		p.do(1, &ans, args...)
+		if len(ans.Damaged) == 0 || len(ans.Steps) != 0 {
+			t.Errorf("%v: %+v", args, ans)
+		}
+	}
+}
+
+// flipStoredIndex flips a bit in the image index of each snapshot of a registry.
+func flipStoredIndex(t *testing.T, reg *registrytest.Registry) {
+	t.Helper()
+	flipped := 0
+	root := filepath.Join(reg.Data, "store", "docker", "registry", "v2", "blobs")
+	err := filepath.WalkDir(root, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		if err != nil || !bytes.Contains(b, []byte(`"manifests":[`)) {
+			return err
+		}
+		b[len(b)/2] ^= 1
+		flipped++
+		return os.WriteFile(name, b, 0o600)
+	})
+	if err != nil || flipped == 0 {
+		t.Fatalf("%d indexes, %v", flipped, err)
 	}
 }

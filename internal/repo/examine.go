@@ -52,8 +52,6 @@ type Examination struct {
 	repo *Repo
 	inv  *inventory
 	harm *harm
-	// planned: harm leaves out what a dry run would heal.
-	planned bool
 }
 
 // Examine looks at the repository: every record and commit record verifies, the

@@ -2,7 +2,6 @@ package repo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -211,8 +210,7 @@ func (w *lossWalk) all(ctx context.Context, l *Loss, refs []dr.UnitRef, read fun
 		if err != nil && !about(err) {
 			return err
 		}
-		// What is only planned to be healed cannot be read yet.
-		lost = err != nil && (!w.x.planned || errors.Is(err, errLost))
+		lost = err != nil
 	}
 	if !lost {
 		return nil
@@ -363,7 +361,7 @@ func (w *lossWalk) entry(ctx context.Context, t dr.Tree, cat *catalog.Reader, e 
 		if err != nil && !about(err) {
 			return err
 		}
-		lost = lost || err != nil && !w.x.planned
+		lost = lost || err != nil
 	}
 	if !lost {
 		return nil

@@ -12,6 +12,7 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/store"
+	"lifeboat/internal/store/overlay"
 )
 
 // RepairSource is where Repair takes from what the repository lacks.
@@ -32,7 +33,10 @@ type RepairOptions struct {
 	// Read: everything is read first, so that damage is found that only reading
 	// shows. What this host has found by reading before is known without.
 	Read bool
-	// DryRun changes nothing.
+	// DryRun changes nothing: the run is rehearsed over a layer that keeps what would
+	// be written, so that its steps and what it leaves are those of the real run, as
+	// far as the registry does what it says that it can. Room is needed for the units
+	// that would be put together anew, in the directory for temporary files.
 	DryRun bool
 	// DropDamaged forgets the snapshots that still lose something in the end, as
 	// far as they may be forgotten at all.
@@ -75,10 +79,14 @@ type RepairStep struct {
 	// are units of a relocated snapshot that could not be had.
 	Units, Lacks int
 	Bytes        int64
-	Err          error
+	// Unhurt: nothing of the snapshot is lost; it is relocated because what it lists
+	// is damaged in places that it does not need.
+	Unhurt bool
+	Err    error
 }
 
-// Repaired is what Repair found, did, and left. With DryRun After is Before.
+// Repaired is what Repair found, did, and left; with DryRun what it would do, and
+// would leave. Before and After may be used until the repository is closed.
 type Repaired struct {
 	Before, After *Examination
 	Steps         []RepairStep
@@ -103,7 +111,11 @@ func (r *Repo) Repair(ctx context.Context, o RepairOptions) (*Repaired, error) {
 		p.opts.Now = time.Now
 	}
 	p.began = p.opts.Now()
-	if err := p.run(ctx); err != nil {
+	run := func() error { return p.run(ctx, o.Read) }
+	if o.DryRun {
+		run = func() error { return p.rehearse(ctx) }
+	}
+	if err := run(); err != nil {
 		return p.result, fmt.Errorf("repair: %w", err)
 	}
 	return p.result, nil
@@ -116,20 +128,20 @@ type repairer struct {
 	result *Repaired
 	began  time.Time
 	aside  map[Tag]bool // what is kept under a tag of its own until it is put back
+	// over is the layer that a dry run writes to, else nil.
+	over *overlay.Store
 }
 
 // maxRepairRounds bounds how often units are looked for again because what was
 // healed shows more that is lost: a list of files, the content of the files.
 const maxRepairRounds = 6
 
-func (p *repairer) run(ctx context.Context) (err error) {
-	r := p.repo
-	if !p.opts.DryRun {
-		if err := r.enrolForWriting(ctx); err != nil && !about(err) {
-			return err // what is about host records may be what there is to heal
-		}
+// run repairs; read says that everything is read first.
+func (p *repairer) run(ctx context.Context, read bool) (err error) {
+	if err := p.repo.enrolForWriting(ctx); err != nil && !about(err) {
+		return err // what is about host records may be what there is to heal
 	}
-	before, err := p.look(ctx, p.opts.Read)
+	before, err := p.look(ctx, read)
 	if err != nil && !errors.Is(err, dr.ErrTampered) {
 		return err
 	}
@@ -137,18 +149,13 @@ func (p *repairer) run(ctx context.Context) (err error) {
 	if err := p.tags(ctx); err != nil {
 		return err
 	}
-	if p.result.After, err = p.look(ctx, before == nil && p.opts.Read); err != nil {
+	if p.result.After, err = p.look(ctx, before == nil && read); err != nil {
 		return err
 	}
 	if before == nil {
 		p.result.Before = p.result.After
 	}
 	if err := p.blobs(ctx, p.result.After); err != nil {
-		return err
-	}
-	if p.opts.DryRun {
-		p.result.After.planned = true
-		_, err := p.units(ctx, p.result.After)
 		return err
 	}
 	for range maxRepairRounds {

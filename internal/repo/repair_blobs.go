@@ -167,11 +167,9 @@ func (p *repairer) manifest(ctx context.Context, n need, h *harm) error {
 	if h != nil {
 		h.healed(n.Digest)
 	}
-	if !p.opts.DryRun {
-		step.Err = p.putManifest(ctx, n, tagged, pm.raw)
-		if step.Err != nil && !notThere(ctx, step.Err) && !errors.Is(step.Err, store.ErrTagTaken) {
-			return step.Err
-		}
+	step.Err = p.putManifest(ctx, n, tagged, pm.raw)
+	if step.Err != nil && !notThere(ctx, step.Err) && !errors.Is(step.Err, store.ErrTagTaken) {
+		return step.Err
 	}
 	p.did(step)
 	return nil
@@ -302,10 +300,16 @@ func (p *repairer) copyBlob(ctx context.Context, b blob, from store.Store) error
 		return err
 	}
 	defer func() { _ = os.Remove(f) }() // a leftover is pruned
-	if p.opts.DryRun {
-		return nil
-	}
 	r := p.repo
+	if p.over != nil {
+		// What a dry run would bring need not be kept: it is read where it is.
+		if ok, err := p.over.Lend(ctx, b.Digest, b.Size, from); err != nil || ok {
+			if raw, rerr := rawDigest(b.Digest); ok && rerr == nil {
+				r.notePack(raw, true)
+			}
+			return err
+		}
+	}
 	if _, err := r.st.PutBlob(store.Rewriting(ctx), b.Digest, b.Size, func() (io.ReadCloser, error) { return os.Open(f) }); err != nil {
 		return err
 	}

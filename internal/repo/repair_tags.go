@@ -116,9 +116,6 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 			continue // put back by a run that was cut off right after
 		}
 		delete(found, t)
-		if p.opts.DryRun {
-			continue
-		}
 		if err := p.dropAside(ctx, t); err != nil {
 			return err
 		}
@@ -140,12 +137,6 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 		tags = append(tags, t)
 	}
 	slices.SortFunc(tags, compareTags)
-	if p.opts.DryRun {
-		for _, t := range tags {
-			p.did(RepairStep{Action: RepairCopied, Tag: t.String(), Blob: found[t].m.Digest, From: found[t].name()})
-		}
-		return nil
-	}
 	for _, t := range tags {
 		moved, err := p.putBack(ctx, found[t], found)
 		if err == nil {

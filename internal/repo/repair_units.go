@@ -22,7 +22,7 @@ const maxLostUnits = 1 << 20
 type mending struct {
 	p    *repairer
 	x    *Examination
-	w    *Writer // nil for a dry run
+	w    *Writer
 	want map[dr.UnitID]uint32
 	// lacks counts the units that each snapshot loses; where a list is lost,
 	// nobody knows how many there are besides.
@@ -48,12 +48,10 @@ func (p *repairer) units(ctx context.Context, x *Examination) (more bool, err er
 	if err != nil || len(hurt) == 0 {
 		return false, err
 	}
-	if !p.opts.DryRun {
-		if m.w, err = p.repo.newWriter(ctx, WriterOptions{System: hurt[0].System}, (*Writer).findWhole); err != nil {
-			return false, err
-		}
-		defer m.w.Close()
+	if m.w, err = p.repo.newWriter(ctx, WriterOptions{System: hurt[0].System}, (*Writer).findWhole); err != nil {
+		return false, err
 	}
+	defer m.w.Close()
 	// What only lacks its index is put together first: nothing of it need be found
 	// elsewhere. The rest of damaged packs is worth storing again only where a
 	// snapshot gets something back.
@@ -78,10 +76,6 @@ func (p *repairer) units(ctx context.Context, x *Examination) (more bool, err er
 		}
 	}
 	m.tell()
-	if p.opts.DryRun {
-		m.plan(hurt)
-		return false, nil
-	}
 	if err := m.w.Flush(ctx); err != nil {
 		return false, err
 	}
@@ -177,7 +171,7 @@ func (m *mending) rest(ctx context.Context, ix *index) error {
 			}
 		}
 	}
-	if len(whole) == 0 || m.w == nil {
+	if len(whole) == 0 {
 		return nil
 	}
 	var packs []blob
@@ -275,9 +269,6 @@ func (m *mending) put(ctx context.Context, u dr.UnitRef, data []byte) error {
 	m.got[u.ID] = true
 	m.units++
 	m.bytes += int64(len(data))
-	if m.w == nil {
-		return nil
-	}
 	_, err := m.w.Put(ctx, data)
 	return err
 }
@@ -502,14 +493,6 @@ func (m *mending) gains(s *Snapshot) bool {
 	return slices.ContainsFunc(s.Needs, func(d digest.Digest) bool { _, bad := m.x.harm.unusable(d); return bad })
 }
 
-func (m *mending) plan(hurt []*Snapshot) {
-	for _, s := range hurt {
-		if m.gains(s) {
-			m.p.did(RepairStep{Action: RepairRelocated, Tag: s.Tag, Lacks: m.lacks(s)})
-		}
-	}
-}
-
 // move relocates a snapshot away from what is damaged.
 func (m *mending) move(ctx context.Context, s *Snapshot, carriers []*source) (bool, error) {
 	lacks := m.lacks(s)
@@ -555,7 +538,7 @@ func (m *mending) move(ctx context.Context, s *Snapshot, carriers []*source) (bo
 	if err != nil {
 		return false, err
 	}
-	step := RepairStep{Action: RepairRelocated, Tag: s.Tag, Lacks: lacks}
+	step := RepairStep{Action: RepairRelocated, Tag: s.Tag, Lacks: lacks, Unhurt: len(m.lost[s]) == 0 && s.Lacks == 0}
 	moved, err := r.relocateRecord(ctx, s, commit, needs, int64(lacks))
 	switch {
 	case err == nil:

@@ -107,6 +107,8 @@ type Repo struct {
 
 	readsMu sync.Mutex
 	reads   *readlog.Log // opened when it is first asked for
+	// rehearsals are closed with this.
+	rehearsals []*Repo
 
 	emptyMu   sync.Mutex
 	emptyDone bool
@@ -220,6 +222,10 @@ func newRepo(st store.Store, o OpenOptions) (*Repo, error) {
 func (r *Repo) Close() error {
 	err := r.idx.close()
 	r.readsMu.Lock()
+	for _, c := range r.rehearsals {
+		err = errors.Join(err, c.Close())
+	}
+	r.rehearsals = nil
 	if r.reads != nil {
 		err = errors.Join(err, r.reads.Close())
 		r.reads = nil

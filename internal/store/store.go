@@ -157,6 +157,9 @@ type Capabilities struct {
 	// that a tag names or that the index under a tag lists, and takes no index
 	// that lists what it does not have (docs/adr/0001).
 	CheckedDelete bool
+	// RetiredTags: the store remembers what a deleted tag of Lifeboat's grammar
+	// named, and lets it name nothing else again (ErrTagRetired).
+	RetiredTags bool
 }
 
 // Store is everything that a repository needs.

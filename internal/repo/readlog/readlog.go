@@ -80,6 +80,13 @@ type Log struct {
 // New returns a log that is kept in memory.
 func New() *Log { return &Log{entries: map[Digest]Entry{}, begun: map[Digest]time.Time{}} }
 
+// Copy returns a log in memory that begins with what l knows now.
+func (l *Log) Copy() *Log {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &Log{entries: maps.Clone(l.entries), begun: maps.Clone(l.begun), lastRun: l.lastRun}
+}
+
 // Open opens the log in a file, or makes it. What cannot be understood of it is
 // as if it were not there; the error is that of the file system.
 func Open(name string) (*Log, error) {

@@ -259,7 +259,8 @@ func (c *client) Capabilities(ctx context.Context) (store.Capabilities, error) {
 	if resp.StatusCode != http.StatusOK {
 		return store.Capabilities{}, c.fail(what, statusError(resp))
 	}
-	return store.Capabilities{ImmutableTags: c.immutable.Load(), CheckedDelete: c.checked.Load()}, nil
+	// Who keeps tags immutable keeps what deleted ones named, too (docs/adr/0001).
+	return store.Capabilities{ImmutableTags: c.immutable.Load(), CheckedDelete: c.checked.Load(), RetiredTags: c.immutable.Load()}, nil
 }
 
 // noteAnnouncement remembers what a response of the registry itself promises.
