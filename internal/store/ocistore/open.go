@@ -14,6 +14,7 @@
 package ocistore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,8 @@ import (
 const (
 	DefaultStallTimeout = 60 * time.Second
 	DefaultAttempts     = 6
+	// DefaultPatience is longer than a machine takes to boot.
+	DefaultPatience = 5 * time.Minute
 )
 
 // Header is what Lifeboat's own registry puts on every response. HeaderImmutable
@@ -75,6 +78,9 @@ type Options struct {
 	// Attempts bounds how often a request is tried in all. 0 means
 	// DefaultAttempts, 1 never again.
 	Attempts int
+	// Patience is for how long a registry that has answered before may be away
+	// (retry.Options). 0 means DefaultPatience where Attempts is 0, too, else none.
+	Patience time.Duration
 	// Meter counts the bytes on the wire, if set.
 	Meter *store.Meter
 	// Logger is told about attempts that failed, at level debug. nil means silence.
@@ -98,11 +104,12 @@ func Open(ctx context.Context, rawURL string, opts Options) (store.Store, error)
 	if err != nil {
 		return nil, err
 	}
-	attempts := opts.Attempts
+	attempts, patience := opts.Attempts, opts.Patience
 	if attempts == 0 {
 		attempts = DefaultAttempts
+		patience = cmp.Or(patience, DefaultPatience)
 	}
-	return retry.New(c, retry.Options{Attempts: attempts, Logger: opts.Logger, Notice: opts.Notice}), nil
+	return retry.New(c, retry.Options{Attempts: attempts, Patience: patience, Logger: opts.Logger, Notice: opts.Notice}), nil
 }
 
 // client is the store without second tries.

@@ -1,7 +1,9 @@
 // Package retry decorates a store.Store with second tries: what
 // store.Retryable allows is asked again after a jittered, growing delay, and a
-// read that was cut off goes on where it stopped. The number of attempts and
-// the caller's context bound it; no clock decides whether something was done.
+// read that was cut off goes on where it stopped. The number of attempts bounds it
+// until the store has answered for the first time; from then on, in the middle of
+// work, so does the time for which it may be away. The caller's context ends it at
+// once. No clock decides whether something was done.
 //
 // It relies on the contract: every call of a store can be repeated without
 // harm (docs/format.md, invariant 8).
@@ -26,6 +28,10 @@ import (
 type Options struct {
 	// Attempts in all, at least 1.
 	Attempts int
+	// Patience is for how long a store that has answered before may be away, counted
+	// from the first attempt that failed: until then it is tried again, however many
+	// attempts that takes. 0: Attempts alone count.
+	Patience time.Duration
 	// First is the mean delay before the second attempt; each later one is twice
 	// as long, up to Max. Defaults: 200 ms, 15 s.
 	First, Max time.Duration
@@ -38,6 +44,8 @@ type Options struct {
 	// Wait waits for d or until ctx is done; nil means with a timer. Tests put
 	// their own here.
 	Wait func(ctx context.Context, d time.Duration) error
+	// Now is the clock of Patience; nil means time.Now.
+	Now func() time.Time
 }
 
 // Store is the decorator. Safe for concurrent use as far as the inner store is.
@@ -45,7 +53,8 @@ type Store struct {
 	inner store.Store
 	opts  Options
 
-	told atomic.Bool // that work is held up
+	told     atomic.Bool // that work is held up
+	answered atomic.Bool // at least once
 }
 
 var _ store.Store = (*Store)(nil)
@@ -64,6 +73,9 @@ func New(inner store.Store, opts Options) *Store {
 	}
 	if opts.Wait == nil {
 		opts.Wait = wait
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
 	}
 	return &Store{inner: inner, opts: opts}
 }
@@ -91,25 +103,52 @@ func (s *Store) pause(ctx context.Context, n int) error {
 	return s.opts.Wait(ctx, d)
 }
 
+// outage is one row of attempts that failed.
+type outage struct {
+	s      *Store
+	since  time.Time // when the first one failed
+	failed int
+}
+
+// lasts counts a failed attempt and reports whether another one is worth it.
+func (o *outage) lasts() bool {
+	now := o.s.opts.Now()
+	if o.failed == 0 {
+		o.since = now
+	}
+	o.failed++
+	if o.failed < o.s.opts.Attempts {
+		return true
+	}
+	return o.s.answered.Load() && now.Sub(o.since) < o.s.opts.Patience
+}
+
+// over ends the row: something was brought further.
+func (o *outage) over() { o.failed = 0 }
+
 // again runs f until it succeeds, fails for good, or the attempts are used up.
 // The last error comes back; where any attempt left the outcome of a tag
 // unknown and none settled it, the error says so.
 func (s *Store) again(ctx context.Context, what string, f func() error) error {
 	var unknown error
+	out := outage{s: s}
 	for n := 1; ; n++ {
 		err := f()
 		if err == nil {
 			s.goesOn()
 			return nil
 		}
+		if !store.Retryable(err) {
+			s.answered.Store(true) // it said no
+		}
 		if errors.Is(err, store.ErrUnknownOutcome) {
 			unknown = err
 		}
-		if ctx.Err() != nil || !store.Retryable(err) || n >= s.opts.Attempts {
+		if ctx.Err() != nil || !store.Retryable(err) || !out.lasts() {
 			return final(err, unknown, n)
 		}
 		s.opts.Logger.Debug("attempt failed", "what", what, "attempt", n, "err", err)
-		s.heldUp(err, n)
+		s.heldUp(err, &out)
 		if werr := s.pause(ctx, n); werr != nil {
 			return final(fmt.Errorf("%w: %w", werr, err), unknown, n)
 		}
@@ -118,15 +157,20 @@ func (s *Store) again(ctx context.Context, what string, f func() error) error {
 
 // heldUp tells the operator, once until work goes on. A single failed attempt
 // that did not take long is nothing to tell.
-func (s *Store) heldUp(err error, attempt int) {
-	if s.opts.Notice == nil || (attempt < 2 && !errors.Is(err, store.ErrStalled)) || s.told.Swap(true) {
+func (s *Store) heldUp(err error, o *outage) {
+	if s.opts.Notice == nil || (o.failed < 2 && !errors.Is(err, store.ErrStalled)) || s.told.Swap(true) {
 		return
 	}
-	s.opts.Notice(fmt.Sprintf("%v; trying again (attempt %d of %d)", err, attempt+1, s.opts.Attempts))
+	if s.answered.Load() && s.opts.Patience > 0 {
+		s.opts.Notice(fmt.Sprintf("%v; the registry is away, and tried again for at least %s", err, s.opts.Patience))
+		return
+	}
+	s.opts.Notice(fmt.Sprintf("%v; trying again (attempt %d of %d)", err, o.failed+1, s.opts.Attempts))
 }
 
 // goesOn takes back what heldUp told.
 func (s *Store) goesOn() {
+	s.answered.Store(true)
 	if s.told.Load() && s.told.Swap(false) {
 		s.opts.Notice("the registry answers again; going on")
 	}
@@ -171,7 +215,7 @@ func (s *Store) GetBlob(ctx context.Context, d digest.Digest, size, off, length 
 	if err != nil {
 		return nil, fmt.Errorf("get blob %s: %w", d, err)
 	}
-	r := &reader{s: s, ctx: ctx, d: d, size: size, off: off, left: n}
+	r := &reader{s: s, out: outage{s: s}, ctx: ctx, d: d, size: size, off: off, left: n}
 	if err := s.again(ctx, "get blob", func() error { return r.open() }); err != nil {
 		return nil, err
 	}
@@ -189,8 +233,8 @@ type reader struct {
 	size      int64
 	off, left int64
 	body      io.ReadCloser
-	failed    int   // attempts in a row that brought it no further
-	since     int64 // bytes since the last attempt began
+	out       outage // attempts in a row that brought it no further
+	since     int64  // bytes since the last attempt began
 	err       error
 }
 
@@ -208,7 +252,7 @@ func (r *reader) Read(p []byte) (int, error) {
 		r.off += int64(n)
 		r.left -= int64(n)
 		if r.since += int64(n); r.since >= headway {
-			r.failed = 0
+			r.out.over()
 			r.s.goesOn()
 		}
 		if err != nil && r.left > 0 {
@@ -238,13 +282,12 @@ func (r *reader) reopen(cause error) error {
 	_ = r.body.Close() // failed already
 	r.body, r.since = io.NopCloser(eof{}), 0
 	for {
-		r.failed++
-		if r.ctx.Err() != nil || !store.Retryable(cause) || r.failed >= r.s.opts.Attempts {
-			return final(cause, nil, r.failed)
+		if r.ctx.Err() != nil || !store.Retryable(cause) || !r.out.lasts() {
+			return final(cause, nil, max(1, r.out.failed))
 		}
 		r.s.opts.Logger.Debug("read cut off", "blob", r.d, "left", r.left, "err", cause)
-		r.s.heldUp(cause, r.failed)
-		if err := r.s.pause(r.ctx, r.failed); err != nil {
+		r.s.heldUp(cause, &r.out)
+		if err := r.s.pause(r.ctx, r.out.failed); err != nil {
 			return fmt.Errorf("%w: %w", err, cause)
 		}
 		if cause = r.open(); cause == nil {

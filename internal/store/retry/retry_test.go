@@ -19,13 +19,19 @@ import (
 	"lifeboat/internal/store/storetest"
 )
 
-// clock notes how long would have been waited.
-type clock struct{ waits []time.Duration }
+// clock notes how long would have been waited, and goes on by that.
+type clock struct {
+	waits []time.Duration
+	at    time.Time
+}
 
 func (c *clock) wait(ctx context.Context, d time.Duration) error {
 	c.waits = append(c.waits, d)
+	c.at = c.at.Add(d)
 	return ctx.Err()
 }
+
+func (c *clock) now() time.Time { return c.at }
 
 func options(c *clock, attempts int) retry.Options {
 	return retry.Options{Attempts: attempts, First: 100 * time.Millisecond, Max: time.Second, Wait: c.wait}
@@ -287,6 +293,121 @@ func TestReadThatCrawls(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// away is a store that does not answer from one time to another.
+type away struct {
+	*memstore.Store
+	c        *clock
+	from, to time.Duration
+}
+
+func (a *away) gone() error {
+	if at := a.c.at.Sub(time.Time{}); at >= a.from && at < a.to {
+		return fmt.Errorf("connection refused: %w", store.ErrUnreachable)
+	}
+	return nil
+}
+
+func (a *away) HasBlob(ctx context.Context, d digest.Digest) (bool, error) {
+	if err := a.gone(); err != nil {
+		return false, err
+	}
+	return a.Store.HasBlob(ctx, d)
+}
+
+func (a *away) GetBlob(ctx context.Context, d digest.Digest, size, off, length int64) (io.ReadCloser, error) {
+	if err := a.gone(); err != nil {
+		return nil, err
+	}
+	r, err := a.Store.GetBlob(ctx, d, size, off, length)
+	if err != nil || a.c.at.Sub(time.Time{}) >= a.to {
+		return r, err
+	}
+	return io.NopCloser(io.MultiReader(io.LimitReader(r, 100), failing{a})), nil // the outage begins in the middle
+}
+
+type failing struct{ a *away }
+
+func (f failing) Read([]byte) (int, error) {
+	f.a.c.at = f.a.c.at.Add(f.a.from)
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestOutage: a registry that was there may be away for as long as patience says;
+// one that never answered is given up after the attempts.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	const patience = 5 * time.Minute
+	for name, tc := range map[string]struct {
+		answered bool
+		lasts    time.Duration
+		survives bool
+	}{
+		"a reboot":                {true, 4 * time.Minute, true},
+		"gone for longer":         {true, time.Hour, false},
+		"never there":             {false, 4 * time.Minute, false},
+		"a blip at the beginning": {false, 100 * time.Millisecond, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var c clock
+			inner := &away{Store: memstore.New(), c: &c, from: time.Second}
+			blob := storetest.Random(100_000)
+			d := storetest.PutBytes(t, inner.Store, "x", blob).Digest
+			var told []string
+			o := retry.Options{Attempts: 6, Patience: patience, Wait: c.wait, Now: c.now, Notice: func(s string) { told = append(told, s) }}
+			s := retry.New(inner, o)
+			if tc.answered {
+				if _, err := s.HasBlob(t.Context(), d); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.at = c.at.Add(time.Second)
+			inner.to = time.Second + tc.lasts
+			_, err := s.HasBlob(t.Context(), d)
+			if (err == nil) != tc.survives || err != nil && !errors.Is(err, store.ErrUnreachable) {
+				t.Errorf("%v after %v", err, c.at.Sub(time.Time{}))
+			}
+			if gone := c.at.Sub(time.Time{}); tc.answered && !tc.survives && gone < patience {
+				t.Errorf("given up after %v", gone)
+			}
+			if tc.lasts > time.Second && len(told) == 0 {
+				t.Error("nobody was told")
+			}
+		})
+	}
+}
+
+// TestOutageWhileReading: a read that the outage cuts off goes on after it.
+func TestOutageWhileReading(t *testing.T) {
+	t.Parallel()
+	var c clock
+	inner := &away{Store: memstore.New(), c: &c, from: time.Second, to: 3 * time.Minute}
+	blob := storetest.Random(100_000)
+	d := storetest.PutBytes(t, inner.Store, "x", blob).Digest
+	s := retry.New(inner, retry.Options{Attempts: 6, Patience: 5 * time.Minute, Wait: c.wait, Now: c.now})
+	r, err := s.GetBlob(t.Context(), d, 100_000, 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestOutageIsInterrupted: who interrupts does not wait for the registry.
+func TestOutageIsInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	f := faults.New(t, memstore.New(), faults.Fault{Op: faults.ResolveTag, Call: 1, Do: cancel})
+	s := retry.New(f, retry.Options{Attempts: 1, Patience: time.Hour, First: time.Hour, Max: time.Hour})
+	if _, err := s.Capabilities(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ResolveTag(ctx, "x"); !errors.Is(err, store.ErrUnreachable) {
 		t.Error(err)
 	}
 }
