@@ -44,10 +44,6 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 	if err := f.check(); err != nil {
 		return err
 	}
-	match, err := newPathMatch(f.path)
-	if err != nil {
-		return err
-	}
 	w, err := a.open(ctx, false)
 	if err != nil {
 		return err
@@ -66,6 +62,13 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		return err
 	}
 	target, err := catalog.Open(ctx, rd, trees[0].Catalog)
+	if err != nil {
+		return err
+	}
+	match, err := matchIn(ctx, target, f.path)
+	if errors.Is(err, dr.ErrNotFound) {
+		return fmt.Errorf("%s has nothing at %q: %w", trees[0].Key, f.path, dr.ErrNotFound)
+	}
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -19,7 +21,7 @@ type pathMatch struct {
 }
 
 func newPathMatch(s string) (pathMatch, error) {
-	s = strings.Trim(s, "/")
+	s = plainPath(s)
 	if !strings.ContainsAny(s, "*?[\\") {
 		return pathMatch{plain: s}, nil
 	}
@@ -30,6 +32,38 @@ func newPathMatch(s string) (pathMatch, error) {
 		}
 	}
 	return pathMatch{parts: parts}, nil
+}
+
+// plainPath is a path as a catalog has it: ./sub and sub/ are sub.
+func plainPath(s string) string {
+	s = strings.Trim(s, "/")
+	for s == "." || strings.HasPrefix(s, "./") {
+		s = strings.TrimLeft(strings.TrimPrefix(s, "."), "/")
+	}
+	return s
+}
+
+// matchIn says what s means in a tree: the path that is there as it is written, else a
+// pattern. The error wraps dr.ErrNotFound where it is neither, dr.ErrUsage for a
+// pattern that is none.
+func matchIn(ctx context.Context, target *catalog.Reader, s string) (pathMatch, error) {
+	plain := plainPath(s)
+	match, bad := newPathMatch(s)
+	if plain == "" {
+		return match, bad
+	}
+	_, err := target.Lookup(ctx, plain)
+	switch {
+	case err == nil:
+		return pathMatch{plain: plain}, nil
+	case !errors.Is(err, dr.ErrNotFound):
+		return match, err
+	case bad == nil && match.isPattern():
+		return match, nil
+	case bad != nil:
+		return match, bad
+	}
+	return match, err
 }
 
 // isPattern reports whether more than one path may be meant.

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +12,6 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/landing"
 	"lifeboat/internal/repo"
-	"lifeboat/internal/tree"
 	"lifeboat/internal/ui"
 )
 
@@ -32,6 +28,9 @@ a path in it, or every tree of the system, each into a directory of its own. --p
 takes a path with all below it, or a pattern (see ls), with the directories that
 lead to what fits. A run that was cut off is gone on with by the same command: what
 is in the directory is read and compared, and only the rest is fetched.
+Of a snapshot that is damaged all that is whole is restored. A file of which anything
+is lost is not there, and is named (exit code 3); the same command tries it again.
+--path means a name that is there before it means a pattern.
 Without root, owners and devices that cannot be made are left out and named
 (exit code 3). Deletions in writable layers are not files and are left out.`,
 		Example: `  lifeboat restore shop --volume shop_uploads --to /tmp/uploads
@@ -64,12 +63,7 @@ func (f restoreFlags) check() error {
 
 // openRef opens SYSTEM[@SNAPSHOT].
 func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.Reader, *dr.Root, error) {
-	name, id, _ := strings.Cut(ref, "@")
-	sys, err := dr.ParseSystem(name)
-	if err != nil {
-		return nil, nil, nil, err
-	}
-	snap, err := w.repo.Find(ctx, sys, id)
+	snap, err := w.findRef(ctx, ref)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -83,6 +77,16 @@ func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.
 		return nil, nil, nil, err
 	}
 	return snap, rd, root, nil
+}
+
+// findRef finds SYSTEM[@SNAPSHOT].
+func (w *world) findRef(ctx context.Context, ref string) (*repo.Snapshot, error) {
+	name, id, _ := strings.Cut(ref, "@")
+	sys, err := dr.ParseSystem(name)
+	if err != nil {
+		return nil, err
+	}
+	return w.repo.Find(ctx, sys, id)
 }
 
 // pickTrees chooses trees of a root by the flags.
@@ -116,7 +120,7 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 		return err
 	}
 	defer w.close()
-	snap, rd, root, err := w.openRef(ctx, ref)
+	snap, rd, root, err := w.openFiles(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -125,7 +129,11 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	if err != nil {
 		return err
 	}
-	if err := inTree(ctx, rd, trees, f); err != nil {
+	match, err := chosen(ctx, rd, trees, f)
+	if repo.Damaged(err) {
+		return explainDamaged(snap, err)
+	}
+	if err != nil {
 		return err
 	}
 	into, err := landing.Open(f.to, purposeOf(w.repo, snap, trees, f))
@@ -145,62 +153,31 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	if into.Resumed() {
 		a.UI().Note("going on with the restore that was cut off in %s", f.to)
 	}
-	var denied []string
-	total := tree.ApplyStats{}
+	job := &restoring{app: a, repo: w.repo, rd: rd, match: match, to: f.to, into: into, several: len(trees) > 1}
 	for _, t := range trees {
-		dir := f.to
-		if len(trees) > 1 {
-			dir = filepath.Join(f.to, strings.ReplaceAll(strings.ReplaceAll(t.Key, "/", "_"), ":", "_"))
+		if err := job.tree(ctx, t); err != nil {
+			return job.stopped(t, f, err)
 		}
-		st, lost, err := a.restoreTree(ctx, w.repo, rd, t, dir, f.path, into)
-		if err != nil {
-			return ui.Explained{What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files", Next: []string{"run the same command again: it goes on from there", "or remove " + f.to}, Err: err}
-		}
-		total.Created += st.Created
-		total.BytesWritten += st.BytesWritten
-		total.BytesFetched += st.BytesFetched
-		denied = append(denied, lost...)
 	}
-	if err := into.Finish(); err != nil {
-		return err
-	}
-	ans := struct {
-		Snapshot dr.SnapshotID `json:"snapshot"`
-		Entries  int64         `json:"entries"`
-		Bytes    int64         `json:"bytes"`
-		Fetched  int64         `json:"fetched"`
-		Resumed  bool          `json:"resumed"`
-		Denied   []string      `json:"denied"`
-	}{snap.ID, total.Created, total.BytesWritten, total.BytesFetched, into.Resumed(), append([]string{}, denied...)}
-	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: fmt.Sprint(ans.Entries)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
-	for _, d := range denied {
-		views = append(views, ui.Text("left out: "+ui.Clean(d)))
-	}
-	if err := a.UI().Answer(ans, views...); err != nil {
-		return err
-	}
-	if len(denied) > 0 {
-		return fmt.Errorf("%d attributes or entries could not be kept: %w", len(denied), dr.ErrPartial)
-	}
-	return nil
+	return job.end(snap)
 }
 
-// inTree looks for --path before anything is made on disk.
-func inTree(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlags) error {
-	match, err := newPathMatch(f.path)
-	if err != nil || match.isPattern() || match.plain == "" {
-		return err // what a pattern fits is found on the way
+// chosen says what --path means in the tree: a path that is there as it is written,
+// else what fits it as a pattern, which is found on the way. It comes before anything
+// is made on disk.
+func chosen(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlags) (pathMatch, error) {
+	if f.path == "" {
+		return pathMatch{}, nil
 	}
-	path := match.plain
 	target, err := catalog.Open(ctx, rd, trees[0].Catalog)
 	if err != nil {
-		return err
+		return pathMatch{}, err
 	}
-	_, err = target.Lookup(ctx, path)
+	match, err := matchIn(ctx, target, f.path)
 	if errors.Is(err, dr.ErrNotFound) {
-		return fmt.Errorf("%s has no %q; look with lifeboat ls: %w", trees[0].Key, path, dr.ErrNotFound)
+		return match, fmt.Errorf("%s has no %q; look with lifeboat ls: %w", trees[0].Key, f.path, dr.ErrNotFound)
 	}
-	return err
+	return match, err
 }
 
 // purposeOf is what a restore is for, as the mark in its directory says it.
@@ -210,43 +187,4 @@ func purposeOf(r *repo.Repo, snap *repo.Snapshot, trees []dr.Tree, f restoreFlag
 		p.Trees = append(p.Trees, t.Key)
 	}
 	return p
-}
-
-func (a *app) restoreTree(ctx context.Context, r *repo.Repo, rd *repo.Reader, t dr.Tree, dir, path string, into *landing.Landing) (tree.ApplyStats, []string, error) {
-	match, err := newPathMatch(path)
-	if err != nil {
-		return tree.ApplyStats{}, nil, err
-	}
-	target, err := catalog.Open(ctx, rd, t.Catalog)
-	if err != nil {
-		return tree.ApplyStats{}, nil, err
-	}
-	first, err := target.Lookup(ctx, "")
-	if err != nil {
-		return tree.ApplyStats{}, nil, err
-	}
-	if first.Type != catalog.Directory {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return tree.ApplyStats{}, nil, err
-		}
-		dir = filepath.Join(dir, filepath.Base(t.Key))
-	}
-	var mu sync.Mutex
-	var denied []string
-	task := a.UI().Progress().Bytes(t.Key, -1)
-	st, err := tree.Extract(ctx, dir, target, rd, tree.ExtractOptions{
-		Path: match.plain, Match: match.choose(), UnitID: r.UnitID,
-		Resume: into.Resumed(), CutKey: r.CutKey(), Exclude: into.Own(dir),
-		Denied: func(path, what string, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			denied = append(denied, fmt.Sprintf("%s of /%s: %v", what, path, err))
-		},
-		Progress: func(p tree.ApplyProgress) {
-			task.SetTotal(p.Needed)
-			task.SetDone(p.Done)
-		},
-	})
-	task.Done(err)
-	return st, denied, err
 }

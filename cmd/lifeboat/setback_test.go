@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 
@@ -105,4 +106,27 @@ func TestSnapshotTakenOnAnOlderState(t *testing.T) {
 	if err := (&snapshotAnswer{}).shortcoming(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRestoreFromAnOlderState: without its newest snapshot a system is not restored
+// unasked; the refusal names the one that is there, and that works.
+func TestRestoreFromAnOlderState(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 3)
+	p.do(0, &listing{}, "snapshots")
+	p.lose(reg, "s.shop.3")
+	to := p.path("out")
+	stderr := p.do(codeFailed, &struct{}{}, "restore", "shop", "--to", to)
+	for _, want := range []string{"restore shop@#2 --to DIR", "repair --from", "--accept-older"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%q is missing in\n%s", want, stderr)
+		}
+	}
+	if _, err := os.Stat(to); !os.IsNotExist(err) {
+		t.Errorf("%v", err)
+	}
+	p.do(0, &struct{}{}, "restore", "shop@#2", "--to", to)
 }

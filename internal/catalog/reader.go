@@ -44,6 +44,9 @@ type Reader struct {
 	ahead map[int][]byte         // pages fetched ahead
 	known map[dr.UnitID]struct{} // pages that Diff will probably skip
 
+	pass   func(Page, error) bool // whether to go on behind a page; nil: never
+	failed map[int]error          // pages that are passed over
+
 	found     []Entry // page of the last Lookup
 	foundPage int
 }
@@ -124,7 +127,7 @@ func (r *Reader) Pages() []dr.UnitRef {
 
 // Clone returns a reader at the start, independent of r.
 func (r *Reader) Clone() *Reader {
-	return &Reader{src: r.src, table: r.table, pages: r.pages, foundPage: -1}
+	return &Reader{src: r.src, table: r.table, pages: r.pages, pass: r.pass, foundPage: -1}
 }
 
 // CloneVia is Clone with another source in between, a cache for one: wrap gets
@@ -158,7 +161,7 @@ func (r *Reader) advance(ctx context.Context) (*Entry, error) {
 			return nil, io.EOF
 		}
 		entries, err := r.load(ctx, r.next)
-		if err != nil {
+		if err != nil && !r.passes(ctx, r.next, err) {
 			return nil, err
 		}
 		r.entries = entries
@@ -226,13 +229,16 @@ func (r *Reader) fetch(ctx context.Context, page int) ([]byte, error) {
 		delete(r.ahead, page)
 		return data, nil
 	}
+	if err := r.failed[page]; err != nil {
+		return nil, err
+	}
 	if _, ok := r.src.(BatchSource); !ok || page != r.next {
 		return unit(ctx, r.src, r.pages[page].ref)
 	}
 	var at []int
 	var refs []dr.UnitRef
 	for i, bytes := page, 0; i < len(r.pages) && bytes < readAhead; i++ {
-		if _, skip := r.known[r.pages[i].ref.ID]; skip && i != page {
+		if _, skip := r.known[r.pages[i].ref.ID]; i != page && (skip || r.failed[i] != nil) {
 			continue
 		}
 		at = append(at, i)
@@ -241,6 +247,9 @@ func (r *Reader) fetch(ctx context.Context, page int) ([]byte, error) {
 	}
 	r.ahead = nil
 	data, err := units(ctx, r.src, refs)
+	if err != nil && r.pass != nil && ctx.Err() == nil {
+		return r.fetchWhole(ctx, at)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -45,6 +45,7 @@ type Landing struct {
 	dir     string
 	mark    *os.File
 	resumed bool
+	made    []string // directories that were not there, the outermost first
 }
 
 // Open takes the directory for a restore: it is made, or is empty, or holds the
@@ -53,6 +54,7 @@ type Landing struct {
 // changed. The caller
 // ends with Finish or Close.
 func Open(dir string, p Purpose) (*Landing, error) {
+	made := absent(dir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory to restore into: %w", err)
 	}
@@ -60,7 +62,7 @@ func Open(dir string, p Purpose) (*Landing, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Landing{dir: dir}
+	l := &Landing{dir: dir, made: made}
 	name := filepath.Join(dir, prefix+p.Snapshot.String())
 	l.mark, err = os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	switch {
@@ -176,6 +178,37 @@ func (l *Landing) Finish() error {
 		return fmt.Errorf("everything is restored, and the mark %s could not be taken away: %w", l.mark.Name(), err)
 	}
 	return nil
+}
+
+// Undo takes the mark away again, and the directories that Open made, where nothing
+// was restored. What an earlier run has left stays as it is. The caller ends with Close
+// all the same.
+func (l *Landing) Undo() error {
+	if l.resumed {
+		return nil
+	}
+	if err := vacant(l.dir, filepath.Base(l.mark.Name())); err != nil {
+		return err
+	}
+	err := os.Remove(l.mark.Name())
+	for i := len(l.made) - 1; i >= 0 && err == nil; i-- {
+		err = os.Remove(l.made[i])
+	}
+	if err != nil {
+		return fmt.Errorf("leave the directory as it was: %w", err)
+	}
+	return nil
+}
+
+// absent lists what is not there of a directory and those above it, the outermost
+// first.
+func absent(dir string) (list []string) {
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			return list
+		}
+		list = append([]string{dir}, list...)
+	}
 }
 
 // Close leaves the mark for a later run. Closing again does nothing.

@@ -104,3 +104,30 @@ func TestMarkCutOff(t *testing.T) {
 		refused(t, dir, shop, dr.ErrUsage, "damaged mark")
 	}
 }
+
+// TestUndo: a directory into which nothing was restored is as it was before, and what
+// an earlier run has left stays.
+func TestUndo(t *testing.T) {
+	t.Parallel()
+	there := t.TempDir()
+	dir := filepath.Join(there, "new", "dir")
+	l := mustOpen(t, dir, shop, false)
+	if err := errors.Join(l.Undo(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(there); err != nil || len(left) > 0 {
+		t.Errorf("%v, %v", left, err)
+	}
+	l = mustOpen(t, there, shop, false)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = mustOpen(t, there, shop, true)
+	if err := errors.Join(l.Undo(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	l = mustOpen(t, there, shop, true)
+	if err := errors.Join(os.WriteFile(filepath.Join(there, "file"), nil, 0o600), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -40,6 +40,11 @@ type wanted struct {
 // fails is looked for in the other pack manifests; the error names the first
 // that cannot be had.
 func (rd *Reader) Fetch(ctx context.Context, refs []dr.UnitRef, fn func(i int, data []byte) error) error {
+	return rd.fetchAll(ctx, refs, fn, func(ctx context.Context, i int) error { return rd.fetchOne(ctx, refs[i], i, fn) })
+}
+
+// fetchAll is Fetch; one gets a unit that could not be had in the common way.
+func (rd *Reader) fetchAll(ctx context.Context, refs []dr.UnitRef, fn func(i int, data []byte) error, one func(ctx context.Context, i int) error) error {
 	list, lost, err := rd.locate(ctx, refs)
 	if err != nil {
 		return err
@@ -51,13 +56,13 @@ func (rd *Reader) Fetch(ctx context.Context, refs []dr.UnitRef, fn func(i int, d
 		if gctx.Err() != nil {
 			break
 		}
-		g.Go(func() error { return rd.fetchSpan(gctx, ixs, span, refs, fn) })
+		g.Go(func() error { return rd.fetchSpan(gctx, ixs, span, refs, fn, one) })
 	}
 	for _, i := range lost {
 		if gctx.Err() != nil {
 			break
 		}
-		g.Go(func() error { return rd.fetchOne(gctx, refs[i], i, fn) })
+		g.Go(func() error { return one(gctx, i) })
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -127,7 +132,7 @@ func (rd *Reader) spans(ixs []*index, list []wanted) func(yield func([]wanted) b
 
 // fetchSpan reads the groups of a span in one request. What cannot be had that
 // way is tried unit by unit.
-func (rd *Reader) fetchSpan(ctx context.Context, ixs []*index, span []wanted, refs []dr.UnitRef, fn func(int, []byte) error) error {
+func (rd *Reader) fetchSpan(ctx context.Context, ixs []*index, span []wanted, refs []dr.UnitRef, fn func(int, []byte) error, one func(ctx context.Context, i int) error) error {
 	done := 0
 	var own *callerError
 	var err error
@@ -154,7 +159,7 @@ func (rd *Reader) fetchSpan(ctx context.Context, ixs []*index, span []wanted, re
 	}
 	rd.repo.log.Warn("reading a pack failed; its units are read one by one", "error", err)
 	for _, w := range span[done:] {
-		if err := rd.fetchOne(ctx, refs[w.i], w.i, fn); err != nil {
+		if err := one(ctx, w.i); err != nil {
 			return err
 		}
 	}

@@ -36,6 +36,7 @@ type Reader struct {
 	order  *list.List // of *cachedGroup, most recent first
 	size   int
 	busy   map[groupKey]*fetching
+	broken map[groupKey]brokenGroup // groups that cannot be had; nil: not remembered
 }
 
 type groupKey struct {
@@ -177,7 +178,7 @@ func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 	if len(errs) == 0 {
 		return nil, tampered("none of its pack manifests has it")
 	}
-	return nil, errors.Join(errs...)
+	return nil, &placesError{errs}
 }
 
 func (rd *Reader) indexes() []*index {
@@ -241,6 +242,10 @@ func (rd *Reader) group(ctx context.Context, k groupKey) ([]byte, error) {
 			rd.mu.Unlock()
 			return e.Value.(*cachedGroup).body, nil
 		}
+		if b := rd.broken[k]; b.tries >= unitTries {
+			rd.mu.Unlock()
+			return nil, b.err
+		}
 		f := rd.busy[k]
 		if f == nil {
 			f = &fetching{done: make(chan struct{})}
@@ -276,6 +281,7 @@ func (rd *Reader) fetch(ctx context.Context, k groupKey, f *fetching) {
 	delete(rd.busy, k)
 	close(f.done)
 	if err != nil {
+		rd.remember(k, err)
 		return
 	}
 	rd.groups[k] = rd.order.PushFront(&cachedGroup{k, body})

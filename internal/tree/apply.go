@@ -56,6 +56,9 @@ type ApplyOptions struct {
 	// NoSync leaves it to the caller to make the tree durable, and to record
 	// the statcache (RecordCache) after that.
 	NoSync bool
+
+	// salvage is set by Extract alone.
+	salvage *salvage
 }
 
 // WhiteoutMode says what becomes of deletions outside of an overlay.
@@ -166,6 +169,9 @@ func newApplier(ctx context.Context, root string, target *catalog.Reader, src Un
 	// The target is gone through several times; its pages come once.
 	a.target = target.CloneVia(func(s catalog.Source) catalog.Source { return &cachedSource{src: s, store: a.pages} })
 	top, err := a.target.Lookup(ctx, "")
+	if o.salvage.forgives(ctx, err) && a.target.NumPages() > 1 {
+		top, err = catalog.Entry{Type: catalog.Directory}, nil // what has more than one page holds something
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -263,7 +269,7 @@ func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 		}
 	}
 	a.progress(0, 0)
-	for _, pass := range []func(context.Context) error{a.remove, a.write, a.relink, a.removeLate, a.directories} {
+	for _, pass := range []func(context.Context) error{a.remove, a.write, a.relink, a.unlinkLost, a.removeLate, a.touchLost, a.directories} {
 		if err := pass(ctx); err != nil {
 			return err
 		}
@@ -315,11 +321,21 @@ func (a *applier) diff(ctx context.Context, fn func(catalog.Change) error) error
 		if a.excluded(c.Path()) || !a.inScope(c.Path()) {
 			return nil
 		}
+		if c.B == nil && a.spared(c.A) {
+			return nil
+		}
 		if c.B != nil {
-			var err error
-			if c.B, err = a.unlinked(ctx, c.B); err != nil {
+			b, err := a.unlinked(ctx, c.B)
+			if a.o.salvage.forgives(ctx, err) {
+				if !a.counted {
+					a.o.salvage.Lost(Loss{Path: c.B.Clone().Path, Err: err})
+				}
+				return nil
+			}
+			if err != nil {
 				return err
 			}
+			c.B = b
 		}
 		if c.B != nil && c.B.Type == catalog.Whiteout && !a.o.Overlay && a.o.Whiteouts == WhiteoutsSkip {
 			if !a.counted {

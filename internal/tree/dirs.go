@@ -77,7 +77,7 @@ func (a *applier) directories(ctx context.Context) error {
 // any more was removed.
 func (a *applier) fixUnlessGone(ctx context.Context, path string, fix func(string) error) error {
 	if _, err := a.target.Lookup(ctx, path); err != nil {
-		if isNotFound(err) {
+		if isNotFound(err) || a.o.salvage.forgives(ctx, err) {
 			return nil
 		}
 		return fmt.Errorf("directory of a change: %w", err)

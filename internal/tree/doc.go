@@ -6,7 +6,7 @@
 // hold of what changed while the system is frozen, Finish cuts and stores
 // after the thaw. Apply brings a directory to the state of a catalog and
 // writes differences only; LocalCatalog finds out what is there; Extract
-// writes a tree for people to look at.
+// writes a tree for people to look at, with Salvage also one that is damaged.
 //
 // A tree is hostile ground: everything is reached from the descriptor of its
 // root, beneath it, through no symbolic link (openat2 with RESOLVE_BENEATH and

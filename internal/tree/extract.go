@@ -39,6 +39,8 @@ type ExtractOptions struct {
 	CutKey [32]byte
 	// Exclude lists paths that are the caller's: they are not looked at.
 	Exclude []string
+	// Salvage goes on past what is damaged; nil ends at the first of it.
+	Salvage *Salvage
 	// Progress may be nil. Called concurrently.
 	Progress func(ApplyProgress)
 }
@@ -68,9 +70,14 @@ func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFe
 		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(state)) }()
+	var s *salvage
+	if o.Salvage != nil {
+		s = newSalvage(*o.Salvage, o.Path)
+		target = target.CloneLenient(s.pass)
+	}
 	a, err := newApplier(ctx, dir, target, src, ApplyOptions{
 		StateDir: state, CutKey: o.CutKey, UnitID: o.UnitID, Whiteouts: o.Whiteouts, Denied: o.Denied, Progress: o.Progress,
-		Exclude: o.Exclude,
+		Exclude: o.Exclude, salvage: s,
 	})
 	if err != nil {
 		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
@@ -155,7 +162,7 @@ func (a *applier) findParents(ctx context.Context) error {
 			a.parents[p] = true
 		}
 	}
-	if !found {
+	if !found && !a.o.salvage.blind() {
 		return fmt.Errorf("nothing in the tree fits: %w", dr.ErrNotFound)
 	}
 	return nil

@@ -28,7 +28,9 @@ type file struct {
 	// whole: its only unit is its content; it is created when that is here.
 	whole   bool
 	fd      int
-	pending atomic.Int64 // pieces on their way, and one while more may come
+	pending atomic.Int64          // pieces on their way, and one while more may come
+	fresh   bool                  // counted as created
+	lost    atomic.Pointer[error] // why it is not whole (Salvage)
 }
 
 // dest is where a unit goes.
@@ -101,6 +103,9 @@ func (a *applier) isLate(c catalog.Change) bool {
 // writeEntry brings one entry about; c.B is what is wanted.
 func (a *applier) writeEntry(ctx context.Context, c catalog.Change) error {
 	e := c.B
+	if err := a.ensureParent(e.Path); err != nil {
+		return err
+	}
 	fresh := c.A == nil || c.A.Type != e.Type
 	if e.Path == "" && !a.rootNew {
 		fresh = false // a root that is there is there, whether it was known or not
@@ -193,12 +198,15 @@ func (a *applier) link(e *catalog.Entry) error {
 		// The target's directory may be the one that the cache would drop.
 		t := newDirCache(a.root)
 		defer t.close()
-		tdir, tname, err := t.parent(e.Target)
-		if err != nil {
-			return err
-		}
 		var want, have Stat
-		if err := statAt(tdir, tname, &want); err != nil {
+		tdir, tname, err := t.parent(e.Target)
+		if err == nil {
+			err = statAt(tdir, tname, &want)
+		}
+		if a.linkLost(e.Clone().Target, err) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		switch err := statAt(dir, name, &have); {
@@ -241,7 +249,7 @@ func (a *applier) writeFile(ctx context.Context, c catalog.Change, fresh bool) e
 		defer a.done(w)
 		return a.setMetadata(w, e)
 	}
-	f := &file{a: a, entry: e.Clone(), fd: -1}
+	f := &file{a: a, entry: e.Clone(), fd: -1, fresh: fresh}
 	f.pending.Store(1)
 	if fresh && !e.LinkGroup && !e.Indirect && len(e.Refs) == 1 && !e.Refs[0].Hole {
 		f.whole = true
@@ -282,6 +290,10 @@ func (a *applier) writeFile(ctx context.Context, c catalog.Change, fresh bool) e
 		}
 		return a.win.add(ctx, dest{file: f, off: off}, ref)
 	})
+	if a.o.salvage.forgives(ctx, err) {
+		f.lose(err)
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
@@ -407,6 +419,9 @@ func (f *file) release(w *writerState) error {
 		w = f.a.writer()
 		defer f.a.done(w)
 	}
+	if f.lost.Load() != nil {
+		return f.drop(w)
+	}
 	err := f.a.setFileMetadata(w, f.fd, &f.entry)
 	f.a.win.closed(f)
 	return errors.Join(err, unix.Close(f.fd))
@@ -484,7 +499,7 @@ func (a *applier) bring(ctx context.Context, refs []dr.UnitRef, dests [][]dest) 
 		return nil
 	}
 	var arrived atomic.Int64
-	err := a.src.Fetch(ctx, missing, func(i int, data []byte) error {
+	err := a.fetch(ctx, missing, func(i int, data []byte) error {
 		if len(data) != int(missing[i].Len) {
 			return fmt.Errorf("unit %v has %d bytes, not %d: %w", missing[i].ID, len(data), missing[i].Len, dr.ErrTampered)
 		}
@@ -492,11 +507,30 @@ func (a *applier) bring(ctx context.Context, refs []dr.UnitRef, dests [][]dest) 
 		w := a.writer()
 		defer a.done(w)
 		return deliver(w, at[i], data, int64(len(data)))
+	}, func(i int, err error) error {
+		arrived.Add(1)
+		w := a.writer()
+		defer a.done(w)
+		for _, d := range dests[at[i]] {
+			d.file.lose(err)
+			if err := d.file.release(w); err != nil {
+				return err
+			}
+		}
+		return ctx.Err()
 	})
 	if err == nil && arrived.Load() != int64(len(missing)) {
 		err = fmt.Errorf("%d of %d units came", arrived.Load(), len(missing))
 	}
 	return err
+}
+
+// fetch gets units; lost is told those that are passed over.
+func (a *applier) fetch(ctx context.Context, refs []dr.UnitRef, fn func(int, []byte) error, lost func(int, error) error) error {
+	if s := a.o.salvage; s != nil {
+		return s.Fetch(ctx, refs, fn, lost)
+	}
+	return a.src.Fetch(ctx, refs, fn)
 }
 
 // copyOf reads a unit from where the old tree had it, or returns nil. It may
