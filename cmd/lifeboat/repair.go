@@ -90,7 +90,14 @@ func (a *app) runRepair(ctx context.Context, f repairFlags) error {
 	if f.dryRun && f.drop {
 		return fmt.Errorf("--drop-damaged depends on what could be mended, which --dry-run does not do: %w", dr.ErrUsage)
 	}
-	w, err := a.openSigning(ctx) // what it puts together
+	src, err := a.source()
+	if err != nil {
+		return err
+	}
+	if src.keysFrom, err = a.keysFrom(src, f.from.urls); err != nil {
+		return err
+	}
+	w, err := a.openSourceSigning(ctx, src) // what it puts together is signed
 	if err != nil {
 		return err
 	}
@@ -121,6 +128,27 @@ func (a *app) runRepair(ctx context.Context, f repairFlags) error {
 		return a.explainRegistry(w.src, "what was mended before stays; run it again to go on", err)
 	}
 	return a.repairEnd(ctx, res, from, f)
+}
+
+// keysFrom are the registries that are asked for key records where those of the
+// repository are damaged: those that were named, and the mirrors.
+func (a *app) keysFrom(src source, urls []string) ([]address, error) {
+	cfg, err := a.Config()
+	if err != nil {
+		return nil, err
+	}
+	out := slices.Clone(src.mirrors)
+	for _, url := range urls {
+		if _, _, known := pick(out, url); known || location(url) == location(src.url) {
+			continue
+		}
+		o, err := registryOptions(cfg, url)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, address{url, o})
+	}
+	return out, nil
 }
 
 // repair runs it and shows progress.

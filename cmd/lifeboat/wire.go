@@ -43,7 +43,10 @@ type source struct {
 	identities []age.Identity
 	passphrase func() (string, error)
 	// second is the word of the flags that name the key of a second repository.
-	second   string
+	second string
+	// keysFrom are registries whose key records open the repository where its own
+	// are damaged (repair).
+	keysFrom []address
 	expect   *repo.Expected
 	marks    map[string]dr.Number
 	limits   config.Limits
@@ -92,6 +95,10 @@ func (a *app) openSigning(ctx context.Context) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.openSourceSigning(ctx, src)
+}
+
+func (a *app) openSourceSigning(ctx context.Context, src source) (*world, error) {
 	dir, err := signingDir(src.stateDir)
 	if err != nil {
 		return nil, err
@@ -171,10 +178,18 @@ func (a *app) openAs(ctx context.Context, src source, withEngine bool, host *rep
 // The error is explained.
 func (a *app) openRepo(ctx context.Context, w *world, host *repo.HostKey) (*repo.Repo, error) {
 	src := w.src
+	var keysFrom []repo.KeySource
+	for _, at := range src.keysFrom {
+		st, err := ocistore.Open(ctx, at.url, a.connection(w, at.registry))
+		if err != nil {
+			return nil, err
+		}
+		keysFrom = append(keysFrom, repo.KeySource{Location: location(at.url), Store: st})
+	}
 	r, err := repo.Open(ctx, w.store, repo.OpenOptions{
 		Local:      a.local(src),
 		Identities: src.identities, Passphrase: src.passphrase, Host: host, HostName: string(w.site), AcceptOlder: a.flags.acceptOlder,
-		Expect: src.expect, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
+		Expect: src.expect, KeysFrom: keysFrom, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
 	})
 	return r, a.explainOpen(src, err)
 }
@@ -375,7 +390,21 @@ func (a *app) explainOpen(src source, err error) error {
 	case errors.As(err, &x):
 		return err
 	case errors.As(err, &closed):
-		return ui.Explained{What: err.Error(), State: untouched, Next: a.nextClosed(src, closed), Err: err}
+		next := a.nextClosed(src, closed)
+		if errors.Is(err, repo.ErrKeysDamaged) {
+			next = append(next, nextKeysDamaged(src)...)
+		}
+		return ui.Explained{What: err.Error(), State: untouched, Next: next, Err: err}
+	case errors.Is(err, repo.ErrKeysDamaged):
+		return ui.Explained{What: err.Error(), State: untouched, Next: nextKeysDamaged(src), Err: err}
+	case errors.Is(err, repo.ErrContradicting):
+		return ui.Explained{
+			What: err.Error(), State: untouched,
+			Next: []string{
+				"lifeboat init --join --kit FILE  (the recovery kit says which repository it is; then this host knows)",
+				"or have somebody who knows the repository look (lifeboat check, at a host that has used it), and an operator delete the tags that are not its own",
+			}, Err: err,
+		}
 	case errors.Is(err, fs.ErrPermission):
 		return ui.Explained{
 			What: err.Error(), State: untouched,
@@ -388,6 +417,20 @@ func (a *app) explainOpen(src source, err error) error {
 		}
 	}
 	return a.explainRegistry(src, untouched, err)
+}
+
+// nextKeysDamaged leads on from a repository that does not open because of its key
+// records.
+func nextKeysDamaged(src source) (next []string) {
+	for _, m := range src.mirrors {
+		next = append(next, "lifeboat repair --from "+location(m.url)+"  (puts back the exact copies that the mirror has)")
+	}
+	if len(next) == 0 {
+		next = append(next, "lifeboat repair --from URL  (of a registry with an exact copy: a mirror)")
+	}
+	return append(next,
+		"or lifeboat repair at a host that has opened the repository before: it keeps the key records",
+		"if the registry was restored from a backup of its own and nothing has what is missing: --accept-older")
 }
 
 // nextClosed leads on from a key that does not open the repository.

@@ -109,6 +109,11 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 // has seen: nothing that is signed can be judged then.
 func (r *Repo) withoutHosts(ctx context.Context, f *findings, err error) (*Examination, error) {
 	f.add(Problem{Tag: string(ClassHost) + ".*", Err: err})
+	problems, err := r.keyProblems(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f.list = append(append(f.list, problems...), r.hosts.problems()...)
 	for _, c := range []Class{ClassKey, ClassHost} {
 		if err := r.checkDense(ctx, c, f); err != nil {
 			return nil, err
@@ -220,27 +225,6 @@ func (r *Repo) checkRecords(ctx context.Context, inv *inventory, f *findings) er
 	return r.checkPackTags(ctx, inv, f)
 }
 
-// checkDense looks for numbers that are missing of records that are never removed.
-func (r *Repo) checkDense(ctx context.Context, c Class, f *findings) error {
-	names, err := r.st.Tags(ctx, Tag{Class: c}.prefix())
-	if err != nil {
-		return err
-	}
-	tags, _ := parseTags(names)
-	next := Tag{Class: c, Number: 1}
-	for _, t := range tags {
-		// Somebody may squat on a number far away: what is before it is not missing.
-		for ; next.Number < t.Number && t.Number-next.Number <= maxGap; next = next.next() {
-			f.add(Problem{Tag: next.String(), Err: fmt.Errorf("the record is missing, and such records are never removed: %w", store.ErrNotFound)})
-		}
-		next = t.next()
-	}
-	return nil
-}
-
-// maxGap is how many numbers in a row may be told to be missing.
-const maxGap = 8
-
 // checkPackTags looks at the tags of pack manifests that no chosen snapshot
 // needs: each has to name what its own name says.
 func (r *Repo) checkPackTags(ctx context.Context, inv *inventory, f *findings) error {
@@ -267,24 +251,6 @@ func (r *Repo) checkPackTags(ctx context.Context, inv *inventory, f *findings) e
 		}
 		return nil
 	})
-}
-
-// keyProblems looks at all key records: each has to be one of this repository,
-// under its own number.
-func (r *Repo) keyProblems(ctx context.Context) ([]Problem, error) {
-	names, err := r.st.Tags(ctx, Tag{Class: ClassKey}.prefix())
-	if err != nil {
-		return nil, err
-	}
-	tags, problems := parseTags(names)
-	_, bad, err := readAll(ctx, tags, func(ctx context.Context, t Tag) (*struct{}, error) {
-		k, err := r.keyRecord(ctx, t)
-		if err == nil {
-			err = k.Verify(r.keyring().Secret())
-		}
-		return &struct{}{}, err
-	})
-	return append(problems, bad...), err
 }
 
 func inParallel[T any](ctx context.Context, list []T, do func(context.Context, T) error) error {

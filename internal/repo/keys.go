@@ -236,7 +236,7 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 		number++
 		rec, err := r.putKeyRecord(ctx, secret, number, wraps)
 		if err == nil {
-			return r.adopt(secret, rec)
+			return r.adoptCopy(secret, rec)
 		}
 		if !errors.Is(err, store.ErrTagTaken) {
 			return fmt.Errorf("%s: %w", what, err)
@@ -245,6 +245,8 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 		// which must not keep the operator from changing keys.
 		if theirs, gerr := r.keyRecord(ctx, Tag{Class: ClassKey, Number: number}); gerr == nil && theirs.Verify(secret) == nil {
 			return fmt.Errorf("%s: somebody else changed the keys at the same time; look at them and try again: %w", what, dr.ErrHeld)
+		} else if errors.Is(gerr, store.ErrDigestMismatch) {
+			return fmt.Errorf("%s: key record %d is damaged and may be newer than what this host knows; put it back first (lifeboat repair), or if nothing has a copy of it have an operator delete its tag: %w: %w", what, number, gerr, dr.ErrHeld)
 		} else if gerr != nil && !about(gerr) {
 			return fmt.Errorf("%s: %w", what, gerr)
 		}
@@ -253,7 +255,7 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 }
 
 // putKeyRecord writes and reads back a key record.
-func (r *Repo) putKeyRecord(ctx context.Context, s *seal.Secret, n dr.Number, wraps []seal.Wrap) (*seal.KeyRecord, error) {
+func (r *Repo) putKeyRecord(ctx context.Context, s *seal.Secret, n dr.Number, wraps []seal.Wrap) (*keyCopy, error) {
 	t := Tag{Class: ClassKey, Number: n}
 	raw, err := seal.EncodeKeyRecord(s, n, wraps)
 	if err != nil {
@@ -262,22 +264,35 @@ func (r *Repo) putKeyRecord(ctx context.Context, s *seal.Secret, n dr.Number, wr
 	if _, err := r.putRecordManifest(ctx, t, raw); err != nil {
 		return nil, fmt.Errorf("store %s: %w", t, err)
 	}
-	rec, err := r.keyRecord(ctx, t)
+	rec, m, err := readKeyRecord(ctx, r.st, t)
 	if err != nil {
 		return nil, fmt.Errorf("read back %s: %w", t, err)
 	}
 	if err := rec.Verify(s); err != nil {
 		return nil, fmt.Errorf("read back %s: %w", t, err)
 	}
-	return rec, nil
+	return &keyCopy{tag: t, record: rec, m: m}, nil
 }
 
 // keyRecord reads a key record; it is not yet known to be authentic.
 func (r *Repo) keyRecord(ctx context.Context, t Tag) (*seal.KeyRecord, error) {
-	m, err := r.st.GetManifest(ctx, t.String())
+	k, _, err := readKeyRecord(ctx, r.st, t)
+	return k, err
+}
+
+// readKeyRecord reads a key record of any registry, with its manifest.
+func readKeyRecord(ctx context.Context, st store.Store, t Tag) (*seal.KeyRecord, store.Manifest, error) {
+	m, err := st.GetManifest(ctx, t.String())
 	if err != nil {
-		return nil, err
+		return nil, m, err
 	}
+	k, err := parseKeyManifest(t, m)
+	return k, m, err
+}
+
+// parseKeyManifest takes a key record out of its manifest. The error wraps
+// dr.ErrTampered.
+func parseKeyManifest(t Tag, m store.Manifest) (*seal.KeyRecord, error) {
 	raw, err := decodeRecordManifest(m, ClassKey)
 	if err != nil {
 		return nil, err
@@ -290,239 +305,4 @@ func (r *Repo) keyRecord(ctx context.Context, t Tag) (*seal.KeyRecord, error) {
 		return nil, tampered("it says to be key record %d", k.Number)
 	}
 	return k, nil
-}
-
-// refreshKeys finds the newest valid key record. The first time it reads all of
-// them; later one question tells that nothing changed.
-func (r *Repo) refreshKeys(ctx context.Context) error {
-	if k := r.keys.Load(); k != nil {
-		next := Tag{Class: ClassKey, Number: k.number + 1}
-		if _, err := r.st.ResolveTag(ctx, next.String()); errors.Is(err, store.ErrNotFound) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("look for a newer key record: %w", err)
-		}
-		if len(r.opts.Identities) == 0 && r.opts.Passphrase == nil {
-			return nil // made by Create: only a repository opened anew can follow
-		}
-	}
-	names, err := r.st.Tags(ctx, Tag{Class: ClassKey}.prefix())
-	if err != nil {
-		return fmt.Errorf("list key records: %w", err)
-	}
-	tags, problems := parseTags(names)
-	if len(tags) == 0 {
-		return ErrNoRepository
-	}
-	s := keySearch{repo: r, problems: problems}
-	if s.pin, err = r.state.loadPin(r.opts.Location); err != nil {
-		return err
-	}
-	return s.run(ctx, tags)
-}
-
-// maxKeyReads bounds how many key records are read, newest first: anybody with a
-// login may have put others there. maxKeyTries bounds with how many of them a
-// passphrase is tried, which costs a second each.
-const (
-	maxKeyReads = 256
-	maxKeyTries = 16
-)
-
-// keySearch chooses among the key records of a repository (docs/adr/0003).
-type keySearch struct {
-	repo     *Repo
-	pin      *pin
-	problems []Problem
-	mismatch error // opened, but not the repository that is known
-	wrong    error // does not open with the key at hand
-	closed   []*seal.KeyRecord
-	unread   []Problem // of problems, those whose record could not be read
-	tries    int       // of a passphrase
-}
-
-func (s *keySearch) run(ctx context.Context, tags []Tag) error {
-	for i := len(tags) - 1; i >= 0 && len(tags)-i <= maxKeyReads; i-- {
-		rec, err := s.repo.keyRecord(ctx, tags[i])
-		if err != nil {
-			if !about(err) {
-				return fmt.Errorf("read key record %s: %w", tags[i], err)
-			}
-			p := Problem{Tag: tags[i].String(), Err: err}
-			s.problems, s.unread = append(s.problems, p), append(s.unread, p)
-			continue
-		}
-		secret, err := s.try(tags[i], rec)
-		if err != nil {
-			return err
-		}
-		if secret != nil {
-			return s.take(ctx, secret, rec, tags[:i])
-		}
-	}
-	s.report()
-	switch {
-	case s.mismatch != nil:
-		return withProblems(s.mismatch, s.unread)
-	case s.wrong != nil:
-		return s.wrong
-	default:
-		return tampered("none of its %d key records is valid", len(tags))
-	}
-}
-
-// try opens a record; nil, nil when it is not the one.
-func (s *keySearch) try(t Tag, rec *seal.KeyRecord) (*seal.Secret, error) {
-	ask := s.repo.opts.Passphrase
-	if ask != nil && slices.ContainsFunc(rec.Wraps, seal.Wrap.IsPassphrase) {
-		if s.tries++; s.tries > maxKeyTries {
-			ask = nil
-		}
-	}
-	secret, err := rec.Open(s.repo.opts.Identities, ask)
-	switch {
-	case errors.Is(err, dr.ErrWrongKey):
-		if s.wrong == nil {
-			s.wrong = &ClosedError{Repo: rec.Repo, Recipients: keyInfos(rec), err: attempt(err)}
-		}
-		s.closed = append(s.closed, rec)
-		return nil, nil
-	case errors.Is(err, dr.ErrTampered):
-		s.problems = append(s.problems, Problem{Tag: t.String(), Err: err})
-		return nil, nil
-	case err != nil:
-		return nil, err
-	}
-	if err := s.known(secret); err != nil {
-		if removed := s.removed(secret); removed != nil && errors.Is(err, errLacksGeneration) {
-			return nil, removed
-		}
-		s.mismatch = errors.Join(s.mismatch, fmt.Errorf("key record %s: %w", t, err))
-		s.problems = append(s.problems, Problem{Tag: t.String(), Err: err})
-		return nil, nil
-	}
-	return secret, nil
-}
-
-var errLacksGeneration = errors.New("the registry shows an older state of the repository")
-
-// removed looks among the newer records that did not open for those of the
-// repository that an older one opened: then the key at hand was taken away by
-// the first of them. The caller knows that it is the right repository.
-func (s *keySearch) removed(secret *seal.Secret) error {
-	var newest, first *seal.KeyRecord
-	for _, k := range s.closed { // newest first
-		if k.Verify(secret) != nil {
-			continue
-		}
-		if newest == nil {
-			newest = k
-		}
-		first = k
-	}
-	if first == nil {
-		return nil
-	}
-	return &ClosedError{
-		Repo: secret.Repo(), Recipients: keyInfos(newest), Removed: true,
-		Number: first.Number, Generation: first.Generation, Since: first.Created,
-	}
-}
-
-// attempt keeps of a failure to open what is more than that the key is wrong.
-func attempt(err error) error {
-	var x interface {
-		error
-		Explain() (state string, next []string)
-	}
-	if errors.As(err, &x) {
-		return x
-	}
-	return nil
-}
-
-// known compares a secret with what this host and the recovery kit know.
-func (s *keySearch) known(secret *seal.Secret) error {
-	if e := s.repo.opts.Expect; e != nil && (e.Repo != secret.Repo() || e.Fingerprint != secret.Fingerprint()) {
-		return tampered("this is repository %s (fingerprint %s), the recovery kit speaks of %s (%s): the address is wrong, or somebody put another repository in its place",
-			secret.Repo(), secret.Fingerprint(), e.Repo, e.Fingerprint)
-	}
-	if e := s.repo.opts.Expect; e != nil {
-		if err := s.hasKeys(secret, e.Witnesses, "the recovery kit speaks of"); err != nil {
-			return err
-		}
-	}
-	if s.pin == nil {
-		return nil
-	}
-	if s.pin.Repo != secret.Repo() || s.pin.Fingerprint != secret.Fingerprint() {
-		return tampered("this is repository %s (fingerprint %s), this host has used %s (%s) at this address: somebody put another repository in its place; "+
-			"if that was you, delete %s", secret.Repo(), secret.Fingerprint(), s.pin.Repo, s.pin.Fingerprint, s.repo.state.pinFile(s.pin.Location))
-	}
-	return s.hasKeys(secret, s.pin.Witnesses, "this host has seen")
-}
-
-// hasKeys compares the data keys of a secret with the witnesses of those that
-// are known.
-func (s *keySearch) hasKeys(secret *seal.Secret, known map[seal.Generation]string, who string) error {
-	for g, want := range known {
-		w, ok := secret.Witness(g)
-		if !ok && s.repo.opts.AcceptOlder {
-			continue
-		}
-		if !ok && store.Lagging(s.repo.st) {
-			s.repo.mirrorBehind(fmt.Sprintf("it lacks key generation %d", g))
-			continue
-		}
-		if !ok {
-			return tampered("it lacks key generation %d, which %s: %w", g, who, errLacksGeneration)
-		}
-		if fmt.Sprintf("%x", w) != want {
-			return tampered("its key of generation %d is not the one that %s", g, who)
-		}
-	}
-	return nil
-}
-
-// take checks the other records against the secret that was found and adopts it.
-func (s *keySearch) take(ctx context.Context, secret *seal.Secret, rec *seal.KeyRecord, older []Tag) error {
-	if removed := s.removed(secret); removed != nil {
-		return removed
-	}
-	for _, k := range s.closed { // newer ones that did not open
-		s.problems = append(s.problems, Problem{Tag: Tag{Class: ClassKey, Number: k.Number}.String(), Err: k.Verify(secret)})
-	}
-	if s.pin == nil && s.repo.opts.Expect == nil {
-		// First use, nothing to compare with: then everything must fit together.
-		if err := s.unanimous(ctx, secret, older); err != nil {
-			return err
-		}
-	}
-	s.report()
-	return s.repo.adopt(secret, rec)
-}
-
-func (s *keySearch) unanimous(ctx context.Context, secret *seal.Secret, older []Tag) error {
-	for i := len(older) - 1; i >= 0 && len(older)-i <= maxKeyReads; i-- {
-		k, err := s.repo.keyRecord(ctx, older[i])
-		if err == nil {
-			err = k.Verify(secret)
-		}
-		if err != nil && !about(err) {
-			return fmt.Errorf("read key record %s: %w", older[i], err)
-		}
-		if err != nil {
-			s.problems = append(s.problems, Problem{Tag: older[i].String(), Err: err})
-		}
-	}
-	if len(s.problems) > 0 {
-		return fmt.Errorf("its key records contradict each other and this host has not used it before; give the fingerprint from the recovery kit: %w", s.problems[0].Err)
-	}
-	return nil
-}
-
-func (s *keySearch) report() {
-	for _, p := range s.problems {
-		s.repo.log.Warn("a key record does not verify", "problem", p.String())
-	}
 }

@@ -483,5 +483,9 @@ func (r *Repo) MirroredIn(ctx context.Context, st store.Store) (bool, error) {
 			return false, fmt.Errorf("look for a repository: %w", err)
 		}
 	}
-	return false, nil
+	same, err := opensSomething(ctx, st, r.keyring()) // its key records may be damaged
+	if err != nil {
+		return false, fmt.Errorf("look for a repository: %w", err)
+	}
+	return same, nil
 }

@@ -83,6 +83,12 @@ func decodeRecordManifest(m store.Manifest, c Class) ([]byte, error) {
 	return decodeAnnotation(d.Annotations)
 }
 
+// claims reports whether a manifest says to be a record of a class.
+func claims(m store.Manifest, c Class) bool {
+	var d wireManifest
+	return json.Unmarshal(m.Body, &d) == nil && d.ArtifactType == recordType(c)
+}
+
 // short bounds what an error quotes of a manifest.
 func short(s string) string { return s[:min(len(s), 100)] }
 

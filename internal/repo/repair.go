@@ -205,7 +205,8 @@ func (d *Repaired) Healed() bool {
 }
 
 // SameRepository reports whether a registry holds records of this repository: a
-// key record with its MAC.
+// key record with its MAC, or where none can be read a host record that its keys
+// open.
 func (r *Repo) SameRepository(ctx context.Context, st store.Store) (bool, error) {
 	names, err := st.Tags(ctx, Tag{Class: ClassKey}.prefix())
 	if err != nil {
@@ -221,7 +222,11 @@ func (r *Repo) SameRepository(ctx context.Context, st store.Store) (bool, error)
 			return true, nil
 		}
 	}
-	return false, nil
+	same, err := opensSomething(ctx, st, r.keyring())
+	if err != nil {
+		return false, fmt.Errorf("look for the repository there: %w", err)
+	}
+	return same, nil
 }
 
 // notThere reports whether an error says that a source lacks something, rather

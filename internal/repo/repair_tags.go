@@ -29,12 +29,9 @@ func (r *Repo) verifyAs(ctx context.Context, t Tag, m store.Manifest) error {
 		return err
 	}
 	if t.Class == ClassKey {
-		k, err := seal.ParseKeyRecord(raw)
+		k, err := parseKeyManifest(t, m)
 		if err != nil {
 			return err
-		}
-		if k.Number != t.Number {
-			return tampered("it says to be key record %d", k.Number)
 		}
 		return k.Verify(r.keyring().Secret())
 	}
@@ -65,6 +62,12 @@ func (p *repairer) tags(ctx context.Context) error {
 	for _, classes := range [][]Class{{ClassKey}, {ClassHost}, {ClassEpoch, ClassSwitch}, {ClassSnapshot}, {ClassRelocation, ClassLock}} {
 		for _, c := range classes {
 			if err := p.class(ctx, c); err != nil {
+				return err
+			}
+		}
+		if classes[0] == ClassKey && !p.opts.DryRun {
+			// What was put back may be newer than what opened the repository.
+			if err := p.repo.refreshKeys(ctx); err != nil && !about(err) {
 				return err
 			}
 		}
@@ -117,6 +120,11 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 		}
 		delete(found, t)
 		if err := p.dropAside(ctx, t); err != nil {
+			return err
+		}
+	}
+	if c == ClassKey {
+		if err := p.fromKept(ctx, here, found); err != nil {
 			return err
 		}
 	}

@@ -78,6 +78,10 @@ type OpenOptions struct {
 	HostName string
 	// Expect is compared with what is found, beside what is pinned; may be nil.
 	Expect *Expected
+	// KeysFrom are registries whose key records open the repository where its own are
+	// damaged or gone (ErrKeysDamaged): for whoever repairs it. What this host has
+	// pinned, here and there, and what the kit says has to hold for them.
+	KeysFrom []KeySource
 	// Marks are numbers known to exist (Repo.Marks, from a recovery kit).
 	Marks map[string]dr.Number
 	// AcceptOlder forgets the marks of this host, and Marks: what the repository
@@ -115,6 +119,7 @@ type Repo struct {
 
 	withheldOnce sync.Once // a key record that the registry withholds was told
 	behindOnce   sync.Once
+	keysOnce     sync.Once // a copy of a key record that opened it was told
 
 	// walkRoot stands in for the catalogs of a root record in tests that have none.
 	walkRoot func(root *dr.Root, visit func(dr.UnitID) error) error
@@ -163,7 +168,7 @@ func (r *Repo) create(ctx context.Context, recipients []seal.Recipient) error {
 	if err != nil {
 		return err
 	}
-	if err := r.adopt(secret, rec); err != nil {
+	if err := r.adoptCopy(secret, rec); err != nil {
 		return err
 	}
 	if r.opts.Host == nil {
@@ -339,7 +344,7 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 		// too.
 		var err error
 		if r.opts.AcceptOlder {
-			err = r.state.resetMarks()
+			err = errors.Join(r.state.resetMarks(), r.state.forgetKeptAbove(s.Repo(), rec.Number))
 		} else {
 			err = errors.Join(r.state.recall(), r.trustKit())
 		}

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"lifeboat/internal/registry/registrytest"
+)
+
+// flipManifests flips a bit in each stored manifest of an artifact type, and
+// returns how many there were.
+func flipManifests(t *testing.T, reg *registrytest.Registry, artifact string) (n int) {
+	t.Helper()
+	root := filepath.Join(reg.Data, "store", "docker", "registry", "v2", "blobs")
+	err := filepath.WalkDir(root, func(name string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(name)
+		if err != nil || !bytes.Contains(b, []byte(artifact)) {
+			return err
+		}
+		n++
+		b[len(b)-20] ^= 1
+		return os.WriteFile(name, b, 0o600)
+	})
+	if err != nil || n == 0 {
+		t.Fatalf("%d manifests, %v", n, err)
+	}
+	return n
+}
+
+// The only key record is damaged at the registry: other commands say what to do or
+// go on with what this host keeps, and repair opens the repository by the mirror.
+func TestRepairOfKeyRecord(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 2)
+	mirror := copyRegistry(t, reg)
+	const key = "application/vnd.lifeboat.key.v1"
+
+	flipManifests(t, reg, key)
+	if stderr := p.run(0, "snapshots", "shop").stderr; !strings.Contains(stderr, "key.1") || !strings.Contains(stderr, "lifeboat repair") {
+		t.Errorf("with what this host keeps:\n%s", stderr)
+	}
+	removed := 0
+	err := filepath.WalkDir(p.dir, func(name string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && filepath.Base(filepath.Dir(name)) == "keys" {
+			removed++
+			err = os.Remove(name)
+		}
+		return err
+	})
+	if err != nil || removed != 1 {
+		t.Fatalf("%d key records were kept, %v", removed, err)
+	}
+	if stderr := p.run(1, "snapshots", "shop").stderr; !strings.Contains(stderr, "lifeboat repair --from") {
+		t.Errorf("without:\n%s", stderr)
+	}
+	p.run(1, "repair")
+	var done repairAnswer
+	p.do(0, &done, "repair", "--from", mirror.URL("dr"))
+	if len(done.Steps) != 1 || done.Steps[0].Tag != "key.1" || done.Steps[0].Error != "" {
+		t.Fatalf("%+v", done.Steps)
+	}
+	p.do(0, &checkAnswer{}, "check")
+
+	// The damage is at the mirror: the other way round.
+	flipManifests(t, mirror, key)
+	p.do(0, &done, "repair", "--repo", mirror.URL("dr"), "--from", reg.URL("dr"))
+	if len(done.Steps) == 0 || done.Steps[0].Tag != "key.1" || done.Steps[0].Error != "" {
+		t.Fatalf("%+v", done.Steps)
+	}
+	p.do(0, &checkAnswer{}, "check", "--repo", mirror.URL("dr"))
+}
