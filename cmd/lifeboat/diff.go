@@ -46,10 +46,12 @@ is that of what differs.`,
 
 // diffFile is one path that differs.
 type diffFile struct {
-	Tree   string `json:"tree"`
-	Path   string `json:"path"`
-	Change string `json:"change"` // added, removed, content, metadata
-	Type   string `json:"type"`
+	Tree string `json:"tree"`
+	Path string `json:"path"`
+	// PathRaw is there where Path is not UTF-8.
+	PathRaw []byte `json:"path_raw,omitempty"`
+	Change  string `json:"change"` // added, removed, content, metadata
+	Type    string `json:"type"`
 	// What says which parts of the metadata differ.
 	What []string `json:"what,omitempty"`
 	// SizeA and SizeB are -1 where the path is not there.
@@ -268,7 +270,8 @@ func diffTree(ctx context.Context, key string, x, y *repo.Reader, pair [2]*dr.Tr
 		}
 	}
 	return catalog.Diff(ctx, in[0], in[1], func(c catalog.Change) error {
-		d := diffFile{Tree: key, Path: c.Path(), Change: c.Kind.String(), SizeA: -1, SizeB: -1}
+		d := newDiffFile(key, c.Path())
+		d.Change = c.Kind.String()
 		if c.A != nil {
 			d.SizeA, d.Type = c.A.Size, c.A.Type.String()
 		}
@@ -288,6 +291,11 @@ func diffTree(ctx context.Context, key string, x, y *repo.Reader, pair [2]*dr.Tr
 		}
 		return fn(d)
 	})
+}
+
+// newDiffFile is a path that is in neither of the two yet.
+func newDiffFile(tree, path string) diffFile {
+	return diffFile{Tree: tree, Path: path, PathRaw: rawOf(path), SizeA: -1, SizeB: -1}
 }
 
 // whatDiffers names the metadata in which two entries of one path differ.

@@ -44,6 +44,9 @@ type lossRow struct {
 	End    string          `json:"end,omitempty"`
 	Bytes  int64           `json:"bytes,omitempty"`
 	Blobs  []digest.Digest `json:"blobs,omitempty"`
+	// PathRaw and EndRaw are there where Path and End are not UTF-8.
+	PathRaw []byte `json:"path_raw,omitempty"`
+	EndRaw  []byte `json:"end_raw,omitempty"`
 }
 
 // lossBook turns losses, which come snapshot by snapshot, into what is answered:
@@ -77,6 +80,7 @@ func (b *lossBook) add(s *repo.Snapshot, l repo.Loss) error {
 	if l.End != "" {
 		row.End = "/" + l.End
 	}
+	row.PathRaw, row.EndRaw = rawOf(row.Path), rawOf(row.End)
 	if l.Kind == repo.LossFile {
 		h.Files++
 		h.Bytes += l.Bytes

@@ -24,7 +24,9 @@ func newLsCmd(a *app) *cobra.Command {
 		Long: `Look into a snapshot: its containers, images, networks, trees and project files, or
 the files of one tree. --path takes a path with all below it, or a pattern: * and ?
 stand for anything but a slash, [a-z] for one of several, ** for any number of
-directories. Put a pattern in quotes, so that the shell leaves it alone.`,
+directories. Put a pattern in quotes, so that the shell leaves it alone. Names that
+are printed with \xff and the like can be given so. JSON has the exact bytes of names
+that are not UTF-8 as base64, in path_raw and target_raw.`,
 		Example: `  lifeboat ls shop
   lifeboat ls shop --volume shop_uploads
   lifeboat ls shop --volume shop_uploads --path '**/*.pdf'
@@ -38,6 +40,22 @@ directories. Put a pattern in quotes, so that the shell leaves it alone.`,
 	cmd.ValidArgsFunction = a.completeRefs
 	complete(cmd, map[string]completer{"volume": a.completeTrees("volume:"), "tree": a.completeTrees("")})
 	return cmd
+}
+
+// lsRow is one entry of a tree. Raw members are there where the text is not UTF-8.
+type lsRow struct {
+	Path      string    `json:"path"`
+	PathRaw   []byte    `json:"path_raw,omitempty"`
+	Type      string    `json:"type"`
+	Mode      string    `json:"mode"`
+	UID       uint32    `json:"uid"`
+	GID       uint32    `json:"gid"`
+	Size      int64     `json:"size"`
+	Mtime     time.Time `json:"mtime"`
+	Target    string    `json:"target,omitempty"`
+	TargetRaw []byte    `json:"target_raw,omitempty"`
+	// Opaque directories hide what the image has there.
+	Opaque bool `json:"opaque,omitempty"`
 }
 
 func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
@@ -72,19 +90,7 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 	if err != nil {
 		return err
 	}
-	type row struct {
-		Path   string    `json:"path"`
-		Type   string    `json:"type"`
-		Mode   string    `json:"mode"`
-		UID    uint32    `json:"uid"`
-		GID    uint32    `json:"gid"`
-		Size   int64     `json:"size"`
-		Mtime  time.Time `json:"mtime"`
-		Target string    `json:"target,omitempty"`
-		// Opaque directories hide what the image has there.
-		Opaque bool `json:"opaque,omitempty"`
-	}
-	entries := []row{}
+	entries := []lsRow{}
 	found := 0
 	for {
 		e, err := target.Next(ctx)
@@ -98,7 +104,10 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 			continue
 		}
 		found++
-		r := row{e.Path, e.Type.String(), fmt.Sprintf("%04o", e.Mode), e.UID, e.GID, e.Size, time.Unix(e.MtimeSec, int64(e.MtimeNsec)).UTC(), e.Target, e.Opaque}
+		r := lsRow{
+			e.Path, rawOf(e.Path), e.Type.String(), fmt.Sprintf("%04o", e.Mode), e.UID, e.GID, e.Size,
+			time.Unix(e.MtimeSec, int64(e.MtimeNsec)).UTC(), e.Target, rawOf(e.Target), e.Opaque,
+		}
 		if a.UI().JSON() {
 			entries = append(entries, r)
 			continue

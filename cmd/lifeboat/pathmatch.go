@@ -14,14 +14,14 @@ import (
 // pathMatch is what --path says: a path with all below it, or a pattern. In a
 // pattern * and ? stand for anything but a slash, [a-z] for one of several, ** as
 // a whole component for any number of them; what is below a directory that fits
-// belongs to it.
+// belongs to it. Names may be given as lists print them (unescape).
 type pathMatch struct {
 	plain string
 	parts []string // of a pattern
 }
 
 func newPathMatch(s string) (pathMatch, error) {
-	s = plainPath(s)
+	s = unescape(plainPath(s))
 	if !strings.ContainsAny(s, "*?[\\") {
 		return pathMatch{plain: s}, nil
 	}
@@ -43,8 +43,8 @@ func plainPath(s string) string {
 	return s
 }
 
-// matchIn says what s means in a tree: the path that is there as it is written, else a
-// pattern. The error wraps dr.ErrNotFound where it is neither, dr.ErrUsage for a
+// matchIn says what s means in a tree: the path that is there as it is written, or as
+// a list prints it, else a pattern. The error wraps dr.ErrNotFound where it is neither, dr.ErrUsage for a
 // pattern that is none.
 func matchIn(ctx context.Context, target *catalog.Reader, s string) (pathMatch, error) {
 	plain := plainPath(s)
@@ -53,6 +53,10 @@ func matchIn(ctx context.Context, target *catalog.Reader, s string) (pathMatch, 
 		return match, bad
 	}
 	_, err := target.Lookup(ctx, plain)
+	if printed := unescape(plain); errors.Is(err, dr.ErrNotFound) && printed != plain {
+		plain = printed
+		_, err = target.Lookup(ctx, plain)
+	}
 	switch {
 	case err == nil:
 		return pathMatch{plain: plain}, nil

@@ -64,7 +64,7 @@ func forgottenView(tags []string) []ui.View {
 	if len(tags) == 0 {
 		return nil
 	}
-	return []ui.View{ui.Text("forgotten by another host, or hidden by the registry: " + strings.Join(tags, ", ") + " (this host has seen them, and has not forgotten them itself)")}
+	return []ui.View{ui.Text("forgotten by another host, or hidden by the registry: " + tagRanges(tags) + " (this host has seen them, and has not forgotten them itself)")}
 }
 
 // acceptAdvice says what to do where the registry was set back.

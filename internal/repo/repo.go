@@ -346,7 +346,9 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 		if r.opts.AcceptOlder {
 			err = errors.Join(r.state.resetMarks(), r.state.forgetKeptAbove(s.Repo(), rec.Number))
 		} else {
-			err = errors.Join(r.state.recall(), r.trustKit())
+			if err = r.state.recall(); err == nil { // else both say the same
+				err = r.trustKit()
+			}
 		}
 		if err != nil {
 			return err
