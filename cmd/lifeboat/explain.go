@@ -4,16 +4,26 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
+	"lifeboat/internal/dr"
+	"lifeboat/internal/site"
 	"lifeboat/internal/ui"
 )
 
 const (
 	stateUntouched = "nothing was changed"
+	stateNothing   = "nothing was done"
 	stateParts     = "what this command had finished before stays; what it had only begun does not count"
 )
+
+// untouched is an error of a command that had not begun to change anything.
+type untouched struct{ error }
+
+// Unwrap implements the interface of package errors.
+func (u untouched) Unwrap() error { return u.error }
 
 // afterStop says of a command what state things are in once it was interrupted.
 var afterStop = map[string]string{
@@ -60,7 +70,7 @@ func (a *app) whole(ctx context.Context, o outcome, err error) error {
 	} else if out.State != "" && len(out.Next) > 0 {
 		return err
 	}
-	state, next := a.byKind(o)
+	state, next := a.byKind(o, err)
 	out.State = cmp.Or(out.State, state)
 	if len(out.Next) == 0 {
 		out.Next = next
@@ -69,11 +79,15 @@ func (a *app) whole(ctx context.Context, o outcome, err error) error {
 }
 
 // byKind is what can be said of an error by its kind and the command alone.
-func (a *app) byKind(o outcome) (state string, next []string) {
+func (a *app) byKind(o outcome, err error) (state string, next []string) {
 	path, top, name := a.commandWords()
 	state = stateParts
-	if slices.Contains(readOnly, name) {
+	var early untouched
+	switch {
+	case slices.Contains(readOnly, name):
 		state = stateUntouched
+	case errors.As(err, &early):
+		state = stateNothing
 	}
 	again := "run it again: " + a.sameAgain()
 	switch o.code {
@@ -87,6 +101,16 @@ func (a *app) byKind(o outcome) (state string, next []string) {
 		}
 		return state, []string{"lifeboat snapshots  (lists systems and snapshots)", path + " --help"}
 	case codeHeld:
+		var half *site.HalfWrittenError
+		if errors.As(err, &half) {
+			if top == "snapshot" {
+				state = stateNothing
+			}
+			return state, []string{
+				fmt.Sprintf("lifeboat failover %s  (or lifeboat failback %s: that which was cut off goes on where it was)", half.System, half.System),
+				again,
+			}
+		}
 		return state, []string{"wait for what holds it to end, or take it out of the way; then " + again}
 	case codeWrongKey:
 		return "nothing was read or changed", []string{"name the right key: LIFEBOAT_KEY_FILE, or LIFEBOAT_PASSPHRASE_FILE"}
@@ -96,6 +120,12 @@ func (a *app) byKind(o outcome) (state string, next []string) {
 		return "it is not known whether the last step was done; nothing is lost either way", []string{"lifeboat status", again}
 	case codePartial:
 		return "what was done stays", []string{"look at what is named above, mend it, then " + again}
+	}
+	if errors.Is(err, dr.ErrTampered) {
+		return state, []string{
+			"lifeboat check  (says what is damaged, and which snapshots are hit)",
+			"lifeboat repair --from URL  (of a mirror or another copy; without --from from what is left), then " + again,
+		}
 	}
 	return state, []string{"mend what is named above, then " + again}
 }

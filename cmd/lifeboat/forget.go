@@ -187,6 +187,9 @@ func (a *app) runForget(ctx context.Context, name dr.System, flags retain.Policy
 func (a *app) forgetSystem(ctx context.Context, w *world, s dr.System, p retain.Policy, ans *forgetAnswer) (damaged int, err error) {
 	plan, err := w.repo.PlanForget(ctx, s, p)
 	if err != nil {
+		if len(ans.Snapshots) == 0 {
+			err = untouched{err}
+		}
 		return 0, err
 	}
 	for _, pr := range plan.Problems {

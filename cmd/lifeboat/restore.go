@@ -86,7 +86,20 @@ func (w *world) findRef(ctx context.Context, ref string) (*repo.Snapshot, error)
 	if err != nil {
 		return nil, err
 	}
-	return w.repo.Find(ctx, sys, id)
+	snap, err := w.repo.Find(ctx, sys, id)
+	if err != nil {
+		return nil, untouched{err}
+	}
+	return snap, nil
+}
+
+// entriesText says how many entries a restore made; what a run that was cut off had
+// made before is not made again.
+func entriesText(created int64, resumed bool) string {
+	if !resumed {
+		return fmt.Sprint(created)
+	}
+	return fmt.Sprintf("%d made now, the others were there already", created)
 }
 
 // pickTrees chooses trees of a root by the flags.

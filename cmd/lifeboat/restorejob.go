@@ -189,7 +189,7 @@ func (j *restoring) end(snap *repo.Snapshot) error {
 		Lost     []lossRow     `json:"lost"`
 		Further  int64         `json:"further,omitempty"`
 	}{snap.ID, j.total.Created, j.total.BytesWritten, j.total.BytesFetched, j.into.Resumed(), append([]string{}, j.denied...), append([]lossRow{}, j.lost...), j.further}
-	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: fmt.Sprint(ans.Entries)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
+	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: entriesText(ans.Entries, ans.Resumed)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
 	for _, d := range j.denied {
 		views = append(views, ui.Text("left out: "+ui.Clean(d)))
 	}

@@ -168,7 +168,7 @@ func Run(ctx context.Context, d Deps, o Options) (*Result, error) {
 	if marked, err := d.State.Marked(o.System); err != nil {
 		return nil, err
 	} else if len(marked) > 0 {
-		return nil, fmt.Errorf("system %s is being brought up here and %v is half written; finish that first (run the failover or failback again): %w", o.System, marked, dr.ErrHeld)
+		return nil, &site.HalfWrittenError{System: o.System, Trees: marked}
 	}
 	var last error
 	for range attempts {

@@ -9,6 +9,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/engine"
+	"lifeboat/internal/site"
 )
 
 // wantsRunning tells whether a container was up when it was captured.
@@ -25,7 +26,7 @@ func (b *bringUp) start(ctx context.Context) error {
 		return err
 	}
 	if len(marked) > 0 {
-		return fmt.Errorf("%v is half written and is not started: %w", marked, dr.ErrHeld)
+		return fmt.Errorf("nothing is started: %w", &site.HalfWrittenError{System: b.o.System, Trees: marked})
 	}
 	running := map[string]bool{}
 	for _, c := range b.local.Containers {

@@ -2,6 +2,7 @@ package ui
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 
 	"lifeboat/internal/dr"
@@ -44,13 +45,13 @@ type Explainer interface {
 // explain takes an error apart: the text of the whole chain, state and next of
 // the outermost that tells them. All of it is redacted.
 func explain(err error) Explained {
-	out := Explained{What: redact.String(trimKind(err)), Err: err}
+	out := Explained{What: shown(trimKind(err)), Err: err}
 	var x Explainer
 	if errors.As(err, &x) {
 		state, next := x.Explain()
-		out.State = redact.String(state)
+		out.State = shown(state)
 		for _, n := range next {
-			out.Next = append(out.Next, redact.String(n))
+			out.Next = append(out.Next, shown(n))
 		}
 	}
 	return out
@@ -67,3 +68,10 @@ func trimKind(err error) string {
 	}
 	return text
 }
+
+// processRoot is how a path of the host begins where it is reached through the
+// engine's process (engine.HostFS); people know it without.
+var processRoot = regexp.MustCompile(`/proc/[0-9]+/root(/|\b)`)
+
+// shown is text as it is shown: redacted, with paths as they are on the host.
+func shown(s string) string { return redact.String(processRoot.ReplaceAllString(s, "/")) }
