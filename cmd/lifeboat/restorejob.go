@@ -135,7 +135,7 @@ func (j *restoring) tree(ctx context.Context, t dr.Tree) error {
 		Salvage: &tree.Salvage{
 			Damage: repo.Damaged, Fetch: j.rd.FetchWhole,
 			Lost: func(l tree.Loss) {
-				row := lossRow{Kind: repo.LossFile, Object: t.Key, Path: "/" + l.Path}
+				row := lossRow{Kind: repo.LossFile, Object: t.Key, Path: "/" + l.Path, PathRaw: rawOf("/" + l.Path)}
 				if l.List {
 					row.Kind = repo.LossCatalog
 				}
