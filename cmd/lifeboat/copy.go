@@ -277,7 +277,7 @@ func copyVerdict(ans copyAnswer) error {
 		return fmt.Errorf("%d snapshot(s) have another under their number there: the mirror was written to on its own: %w: %w", held, dr.ErrPartial, dr.ErrHeld)
 	}
 	if damaged > 0 {
-		return fmt.Errorf("%d snapshot(s) are not whole here and were not copied; look with lifeboat verify: %w", damaged, dr.ErrPartial)
+		return fmt.Errorf("%d snapshot(s) are damaged, here or there, and were not copied; look with lifeboat verify: %w", damaged, dr.ErrPartial)
 	}
 	return nil
 }

@@ -413,8 +413,37 @@ func (m *mirroring) thereAlready(ctx context.Context, row *MirrorRow) error {
 			return nil
 		}
 	}
+	if err != nil {
+		return m.mend(ctx, row, err)
+	}
 	row.State, row.Err = MirrorConflict, fmt.Errorf("the mirror has something else under %s: it was written to on its own: %w", row.Place, dr.ErrHeld)
 	return nil
+}
+
+// mend stores the record of a snapshot in the mirror again whose bytes there are
+// damaged or gone: cause says how.
+func (m *mirroring) mend(ctx context.Context, row *MirrorRow, cause error) error {
+	row.State, row.Err = MirrorDamaged, fmt.Errorf("the mirror's record of it is damaged: %w", cause)
+	if m.opts.DryRun {
+		return nil
+	}
+	body, err := m.repo.st.GetManifest(ctx, row.Place)
+	if err != nil || body.Digest != row.Digest {
+		return err
+	}
+	_, err = m.dst.PutManifest(store.Rewriting(ctx), row.Place, ocispec.MediaTypeImageIndex, body.Body)
+	if err == nil {
+		_, err = m.dst.GetManifest(ctx, row.Place)
+	}
+	switch {
+	case err == nil:
+		row.State, row.Err = MirrorCopied, nil
+		return nil
+	case about(err) || errors.Is(err, store.ErrTagTaken) || errors.Is(err, store.ErrIncomplete):
+		row.Err = fmt.Errorf("the mirror's record of it is damaged, and could not be stored again: %w", err)
+		return nil
+	}
+	return err
 }
 
 // damaged reports whether an error says that something is not whole here, rather
