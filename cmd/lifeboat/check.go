@@ -11,9 +11,11 @@ func newCheckCmd(a *app) *cobra.Command {
 		Use:     "check",
 		GroupID: groupCare,
 		Short:   "Check the structure of the repository, quickly",
-		Long: `Check the structure of the repository: every visible snapshot opens, everything
-that it names exists with the right size. Data is not read: verify does that. What
-this host has found damaged by reading is read again.
+		Long: `Check the structure of the repository: every visible snapshot opens, every pack
+that it names exists with the right size, and of the newest snapshot of each system
+every file has all of its content in some pack. Packs are not read, nor the lists of
+files of older snapshots: verify does that. What this host has found damaged by
+reading is read again.
 
 It says which files of which snapshots are hit by what is damaged or gone: of each
 damage the first ten, with --json all of them (in "hit", by snapshot; one that

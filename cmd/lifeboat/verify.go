@@ -35,6 +35,10 @@ as soon as it is read, so a run that was cut off is gone on with by the next one
 the same kind; losing that only means that reading begins again. What was found
 damaged is read every time.
 
+Each snapshot's lists of files are gone through, too: all that they name must be in
+the packs that the snapshot lists. A run that reads a part does so for the same part
+of the snapshots, and for the newest of each system.
+
 The structure is checked as by check, and exit codes are those of check.`,
 		Example: `  lifeboat verify
   lifeboat verify shop@latest

@@ -130,7 +130,7 @@ func BenchmarkFetch(b *testing.B) {
 			b.SetBytes(int64(bc.size * bc.n))
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := rd.Fetch(b.Context(), root.Trees[0].Catalog, func(int, []byte) error { return nil }); err != nil {
+				if err := rd.Fetch(b.Context(), listOf(root), func(int, []byte) error { return nil }); err != nil {
 					b.Fatal(err)
 				}
 			}

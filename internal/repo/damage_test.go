@@ -53,7 +53,7 @@ func TestLosses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := w.Commit(t.Context(), rootOf(sum.Table, "main"), repo.CommitInfo{})
+	s, err := w.Commit(t.Context(), treeRootOf(sum.Table, "main"), repo.CommitInfo{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,9 +30,13 @@ type ExamineOptions struct {
 	Read *readlog.Subset
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
-	// Progress is called after each pack that was read, never concurrently; may be
-	// nil.
+	// Progress is called after each pack that was read, and while catalogs are, never
+	// concurrently; may be nil.
 	Progress func(VerifyProgress)
+	// complete has the records of snapshots that were found complete before, which
+	// they are for good: each thing that says so is named by its digest. Without Read
+	// they are passed over, and what is found complete is added. May be nil.
+	complete map[digest.Digest]bool
 }
 
 // Examination is what Examine found. Its methods read from the repository that
@@ -57,7 +61,10 @@ type Examination struct {
 // Examine looks at the repository: every record and commit record verifies, the
 // pack manifests of every visible snapshot exist and are tagged, their indexes
 // open, their packs exist and have the right size, root records and page tables
-// can be read; with Read, digests, groups and units of packs, too. Nothing is
+// can be read, and every unit of the newest snapshot of each system is in one of
+// the indexes of the manifests that it lists; with Read, digests, groups and units
+// of packs, too, and of a part or all of the other snapshots whether their units
+// are in the indexes (docs/format.md, Examining). Nothing is
 // written to the registry. Pack manifests that are not whole are remembered:
 // later snapshots of this host send again what they held. So is which pack was
 // read when, as soon as it was: a run that is cut off goes on from there. The
@@ -96,8 +103,7 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 		if x.Reading, err = v.run(ctx); err != nil {
 			return nil, err
 		}
-	}
-	if err := inParallel(ctx, inv.snaps, func(ctx context.Context, s Snapshot) error { return r.checkSnapshot(ctx, f, &s) }); err != nil {
+	} else if err := newCompleteness(r, inv, f, x.harm).check(ctx, o.complete); err != nil {
 		return nil, err
 	}
 	r.rememberLost(inv, x.harm)
@@ -164,6 +170,8 @@ type inventory struct {
 	gone []Tag
 	// looked holds what was found of each blob: several manifests name the same.
 	looked sync.Map
+	// unread has the records of snapshots whose description cannot be read.
+	unread sync.Map
 }
 
 func (r *Repo) takeInventory(ctx context.Context, f *findings, only func(*Snapshot) bool) (*inventory, error) {
@@ -399,12 +407,18 @@ func lookAtBlobOf(ctx context.Context, st store.Store, b blob) error {
 	return errors.Join(err, src.Close())
 }
 
+// checkRoots is checkSnapshot of all.
+func (r *Repo) checkRoots(ctx context.Context, inv *inventory, f *findings) error {
+	return inParallel(ctx, inv.snaps, func(ctx context.Context, s Snapshot) error { return r.checkSnapshot(ctx, inv, f, &s) })
+}
+
 // checkSnapshot reads the root record and what it refers to directly.
-func (r *Repo) checkSnapshot(ctx context.Context, f *findings, s *Snapshot) error {
+func (r *Repo) checkSnapshot(ctx context.Context, inv *inventory, f *findings, s *Snapshot) error {
 	err := r.readRoot(ctx, s)
 	if err == nil || (!about(err) && !errors.Is(err, io.ErrUnexpectedEOF)) {
 		return err
 	}
+	inv.unread.Store(s.Digest, true)
 	f.add(Problem{Tag: s.Tag, Snapshot: s.ID, Err: err})
 	return nil
 }

@@ -66,7 +66,7 @@ func treeSnapshot(t testing.TB, r *repo.Repo, system dr.System, parent *repo.Sna
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := w.Commit(t.Context(), rootOf(sum.Table, "main"), repo.CommitInfo{})
+	s, err := w.Commit(t.Context(), treeRootOf(sum.Table, "main"), repo.CommitInfo{})
 	if err != nil {
 		t.Fatal(err)
 	}

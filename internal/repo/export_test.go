@@ -119,16 +119,21 @@ func (r *Repo) PutRelocationAgain(ctx context.Context, s *Snapshot) error {
 	return err
 }
 
-// ListsAsCatalogs makes compaction take the units that a root record's trees name
-// for all that the snapshot has: the tests of this package keep lists of units
-// in place of catalogs.
+// ListsAsCatalogs makes compaction and verification take the units that a root
+// record names itself for all that the snapshot has: kept repositories have lists
+// of units in place of catalogs.
 func (r *Repo) ListsAsCatalogs() *Repo {
 	r.walkRoot = func(root *dr.Root, visit func(dr.UnitID) error) error {
+		var refs []dr.UnitRef
 		for _, t := range root.Trees {
-			for _, ref := range t.Catalog {
-				if err := visit(ref.ID); err != nil {
-					return err
-				}
+			refs = append(refs, t.Catalog...)
+		}
+		for _, f := range root.Files {
+			refs = append(refs, f.Content...)
+		}
+		for _, ref := range refs {
+			if err := visit(ref.ID); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -204,4 +209,29 @@ func (r *Repo) RewriteCarelessly(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// AllUnits reads everything that a snapshot of trees is made of, from wherever it
+// is.
+func (r *Repo) AllUnits(ctx context.Context, s *Snapshot) (map[dr.UnitRef][]byte, error) {
+	rd, err := r.NewReader(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer rd.Close()
+	out := map[dr.UnitRef][]byte{}
+	err = newWalker(r, func(id dr.UnitID) error {
+		for i := range rd.indexes() {
+			_, loc, ok, err := rd.lookup(ctx, i, id)
+			if err != nil || !ok {
+				continue
+			}
+			ref := dr.UnitRef{ID: id, Len: loc.Len}
+			if out[ref], err = rd.Unit(ctx, ref); err != nil {
+				return err
+			}
+		}
+		return nil
+	}).snapshot(ctx, s)
+	return out, err
 }

@@ -18,6 +18,7 @@ import (
 	"lifeboat/internal/fence"
 	"lifeboat/internal/kit"
 	"lifeboat/internal/repo"
+	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/repo/repotest"
 	"lifeboat/internal/seal"
 	"lifeboat/internal/store/memstore"
@@ -137,7 +138,11 @@ func checkGolden(t *testing.T, r *repo.Repo, facts goldenFacts) {
 		}
 		mustHold(t, r, s, goldenUnits(want.Seeds))
 	}
-	if problems, err := r.Verify(t.Context(), nil); err != nil || len(problems) != 0 {
+	whole := repo.ExamineOptions{Only: func(s *repo.Snapshot) bool { return s.System == goldenSystem }, Scope: string(goldenSystem), Read: &readlog.Subset{}}
+	if x := examine(t, r, whole); len(x.Problems) != 0 {
+		t.Fatalf("verify: %v", x.Problems)
+	}
+	if problems, err := r.ListsAsCatalogs().Verify(t.Context(), nil); err != nil || len(problems) != 0 {
 		t.Fatalf("verify: %v, %v", problems, err)
 	}
 	last, err := r.Latest(t.Context(), repo.ClassEpoch, "shop")

@@ -57,13 +57,29 @@ func content(seed uint64, n int) [][]byte {
 	return out
 }
 
-// listing is what the tests keep in place of catalogs: the units of a snapshot
-// in the order of the content, carried by the root record.
+// rootOf is what the tests keep in place of catalogs: the units of a snapshot in
+// the order of the content, carried by the root record as a project file.
 func rootOf(refs []dr.UnitRef, site dr.Site) *dr.Root {
 	return &dr.Root{
 		Site: site, Kind: dr.KindCurrent, Consistency: dr.ConsistentCrash, Created: time.Now(),
-		Trees: []dr.Tree{{Key: "volume:data", Kind: dr.TreeVolume, Catalog: refs, Entries: int64(len(refs))}},
+		Files: []dr.ProjectFile{{Role: "other", Path: "/srv/list", Content: refs}},
 	}
+}
+
+// treeRootOf is a root record of one volume with a real catalog.
+func treeRootOf(table []dr.UnitRef, site dr.Site) *dr.Root {
+	root := rootOf(nil, site)
+	root.Files, root.Trees = nil, []dr.Tree{{Key: "volume:data", Kind: dr.TreeVolume, Catalog: table, Entries: int64(len(table))}}
+	return root
+}
+
+// listOf returns the units that rootOf was given. Kept repositories of earlier
+// writers have them in the place of a catalog.
+func listOf(root *dr.Root) []dr.UnitRef {
+	if len(root.Files) > 0 {
+		return root.Files[0].Content
+	}
+	return root.Trees[0].Catalog
 }
 
 func putAll(ctx context.Context, w *repo.Writer, units [][]byte) ([]dr.UnitRef, error) {
@@ -113,8 +129,8 @@ func readAll(ctx context.Context, r *repo.Repo, s *repo.Snapshot) ([][]byte, err
 	if err != nil {
 		return nil, err
 	}
-	out := make([][]byte, len(root.Trees[0].Catalog))
-	err = rd.Fetch(ctx, root.Trees[0].Catalog, func(i int, data []byte) error {
+	out := make([][]byte, len(listOf(root)))
+	err = rd.Fetch(ctx, listOf(root), func(i int, data []byte) error {
 		out[i] = bytes.Clone(data)
 		return nil
 	})

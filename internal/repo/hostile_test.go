@@ -503,7 +503,7 @@ func TestFetchEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	boom := errors.New("disk full")
-	if err := rd.Fetch(t.Context(), root.Trees[0].Catalog, func(int, []byte) error { return boom }); err != boom {
+	if err := rd.Fetch(t.Context(), listOf(root), func(int, []byte) error { return boom }); err != boom {
 		t.Errorf("the caller's error came back as %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -513,7 +513,7 @@ func TestFetchEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer slow.Close()
-	if err := slow.Fetch(ctx, root.Trees[0].Catalog, func(int, []byte) error { return nil }); !errors.Is(err, context.Canceled) {
+	if err := slow.Fetch(ctx, listOf(root), func(int, []byte) error { return nil }); !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled fetch: %v", err)
 	}
 	// A pack that ends too early once is asked for again.

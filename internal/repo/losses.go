@@ -149,6 +149,15 @@ func (c *cleanPages) is(id dr.UnitID, needs []digest.Digest) bool {
 	return true
 }
 
+// by returns the manifests of a page that was added.
+func (c *cleanPages) by(id dr.UnitID) []digest.Digest {
+	n, ok := c.pages[id]
+	if !ok {
+		return nil
+	}
+	return c.sets[n]
+}
+
 // lossWalk looks through one snapshot.
 type lossWalk struct {
 	x     *Examination

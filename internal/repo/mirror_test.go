@@ -405,7 +405,7 @@ func TestReadThroughMirrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, ref := range root.Trees[0].Catalog {
+	for i, ref := range listOf(root) {
 		if data, err := rd.Unit(t.Context(), ref); err != nil || !bytes.Equal(data, m.held[s.Tag][i]) {
 			t.Fatalf("unit %d: %v", i, err)
 		}

@@ -25,7 +25,8 @@ import (
 // VerifyProgress is how far a reading is.
 type VerifyProgress struct {
 	// Bytes of BytesTotal were read, Packs of PacksTotal are done. Indexes count as
-	// packs.
+	// packs. Once the packs are done the catalogs are read: their bytes are added to
+	// both as they become known.
 	Bytes, BytesTotal int64
 	Packs, PacksTotal int
 }
@@ -122,7 +123,7 @@ type reading struct {
 	unopened bool
 
 	mu   sync.Mutex
-	done VerifyProgress
+	done VerifyProgress // of packs and indexes
 }
 
 // packJob is one blob to read: a pack and the manifests that name it, or an
@@ -173,6 +174,10 @@ func (v *reading) run(ctx context.Context) (*Reading, error) {
 	if err = v.readAll(ctx, chosen); err != nil {
 		return nil, err
 	}
+	looked, err := v.snapshots(ctx, resumed, now)
+	if err != nil {
+		return nil, err
+	}
 	switch {
 	case v.opts.Read.Within > 0:
 		err = log.Ended(now)
@@ -186,7 +191,7 @@ func (v *reading) run(ctx context.Context) (*Reading, error) {
 	// forgotten: that its index is damaged may be known from here alone, for a sound
 	// cache of it hides that from all who do not read the stored one.
 	if v.inv.all && !v.unopened {
-		if err := log.Keep(func(d readlog.Digest) bool { return v.jobs[d] != nil }); err != nil {
+		if err := log.Keep(func(d readlog.Digest) bool { return v.jobs[d] != nil || looked[d] }); err != nil {
 			return nil, err
 		}
 	}

@@ -28,7 +28,7 @@ func contentOf(t testing.TB, r *repo.Repo, s *repo.Snapshot) map[dr.UnitRef][]by
 		t.Fatal(err)
 	}
 	out := map[dr.UnitRef][]byte{}
-	for _, ref := range append(root.Trees[0].Catalog, s.Root) {
+	for _, ref := range append(listOf(root), s.Root) {
 		if out[ref], err = rd.Unit(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
@@ -294,7 +294,7 @@ func TestRelocationUnderAReader(t *testing.T) {
 	b.Store.Vanish(moved.Needs[0])
 	b.Store.Collect()
 	seen := make([]bool, len(units))
-	err = rd.Fetch(context.WithoutCancel(t.Context()), root.Trees[0].Catalog, func(i int, data []byte) error {
+	err = rd.Fetch(context.WithoutCancel(t.Context()), listOf(root), func(i int, data []byte) error {
 		seen[i] = slices.Equal(data, units[i])
 		return nil
 	})

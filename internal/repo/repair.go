@@ -106,7 +106,7 @@ type Repaired struct {
 // is what After tells. Errors are those of the registry and of the local disk; a
 // source that fails is told by its step and passed over.
 func (r *Repo) Repair(ctx context.Context, o RepairOptions) (*Repaired, error) {
-	p := &repairer{repo: r, opts: o, result: &Repaired{}, aside: map[Tag]bool{}}
+	p := &repairer{repo: r, opts: o, result: &Repaired{}, aside: map[Tag]bool{}, complete: map[digest.Digest]bool{}}
 	if o.Now == nil {
 		p.opts.Now = time.Now
 	}
@@ -130,6 +130,8 @@ type repairer struct {
 	aside  map[Tag]bool // what is kept under a tag of its own until it is put back
 	// over is the layer that a dry run writes to, else nil.
 	over *overlay.Store
+	// complete has the records of snapshots that need not be walked again.
+	complete map[digest.Digest]bool
 }
 
 // maxRepairRounds bounds how often units are looked for again because what was
@@ -180,7 +182,7 @@ func (p *repairer) run(ctx context.Context, read bool) (err error) {
 }
 
 func (p *repairer) look(ctx context.Context, read bool) (*Examination, error) {
-	o := ExamineOptions{Now: p.opts.Now, Progress: p.opts.Progress}
+	o := ExamineOptions{Now: p.opts.Now, Progress: p.opts.Progress, complete: p.complete}
 	if read {
 		o.Read = &readlog.Subset{}
 	}

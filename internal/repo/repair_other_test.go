@@ -47,7 +47,7 @@ func TestRepairFromOtherRepository(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := wr.Commit(t.Context(), rootOf(sum.Table, "main"), repo.CommitInfo{})
+	s, err := wr.Commit(t.Context(), treeRootOf(sum.Table, "main"), repo.CommitInfo{})
 	if err != nil {
 		t.Fatal(err)
 	}

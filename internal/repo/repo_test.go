@@ -43,7 +43,7 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, ref := range root.Trees[0].Catalog {
+	for i, ref := range listOf(root) {
 		u, err := rd.Unit(t.Context(), ref)
 		if err != nil || !bytes.Equal(u, units[i]) {
 			t.Fatalf("unit %d: %v", i, err)

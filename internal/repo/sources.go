@@ -54,6 +54,9 @@ func (w *Writer) findIn(ctx context.Context, hurtToo bool) error {
 				return fmt.Errorf("parent %s: pack manifest %s was found not to be whole: %w", p.ID.Short(), d, ErrParentDamaged)
 			}
 		}
+		if r.knownBad(p.Digest) {
+			return fmt.Errorf("parent %s: it was found not to be complete: %w", p.ID.Short(), ErrParentDamaged)
+		}
 		ixs, err := r.idx.getAll(ctx, w.opts.Parent.needs)
 		if err != nil && about(err) {
 			return fmt.Errorf("parent %s: %w: %w", w.opts.Parent.ID.Short(), err, ErrParentDamaged)
