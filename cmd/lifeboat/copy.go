@@ -39,7 +39,9 @@ sent again: run it after each snapshot, and again when it was cut off.
 
 A mirror has the same keys, hosts, locks, epochs and snapshots. Named under mirrors: in
 the configuration it is read where the registry lacks something, gives it damaged,
-or is down; after the loss of the registry it takes its place (--repo).
+or is down; after the loss of the registry it takes its place (--repo). Each run
+reads its records back and asks for its packs, and sends again what is gone or
+damaged there; "lifeboat verify --repo MIRROR" reads the packs, too.
 
 A copy with another key is for another circle of trust: who holds its key reads
 what was copied and nothing else. This host signs there and holds the systems'

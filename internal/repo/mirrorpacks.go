@@ -15,7 +15,6 @@ import (
 
 	"lifeboat/internal/pack"
 	"lifeboat/internal/repo/idxcache"
-	"lifeboat/internal/store"
 )
 
 // mirrorMemory bounds the packs that are in memory at a time, in bytes: one of
@@ -72,13 +71,13 @@ func (m *mirroring) manifest(ctx context.Context, n need) error {
 	if m.done[n.Digest] {
 		return nil
 	}
-	d, err := m.dst.ResolveTag(ctx, n.tag())
-	if err == nil && d == n.Digest {
+	whole, put, err := m.whole(ctx, n)
+	if err != nil {
+		return fmt.Errorf("look at the mirror: %w", err)
+	}
+	if whole {
 		m.done[n.Digest] = true
 		return nil
-	}
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return fmt.Errorf("look at the mirror: %w", err)
 	}
 	pm, err := m.packManifest(ctx, n)
 	if err != nil {
@@ -103,7 +102,7 @@ func (m *mirroring) manifest(ctx context.Context, n need) error {
 	if err := m.putEmpty(ctx); err != nil {
 		return err
 	}
-	if _, err := m.dst.PutManifest(ctx, n.tag(), ocispec.MediaTypeImageManifest, pm.raw); err != nil {
+	if _, err := m.dst.PutManifest(put, n.tag(), ocispec.MediaTypeImageManifest, pm.raw); err != nil {
 		return fmt.Errorf("pack manifest %s: %w", n.Digest, err)
 	}
 	m.done[n.Digest] = true

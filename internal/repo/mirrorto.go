@@ -81,7 +81,9 @@ var ErrOtherRepository = fmt.Errorf("another repository stands there: %w", dr.Er
 // registry (docs/adr/0010-copies-and-mirrors.md): the same id, keys, hosts,
 // locks, epochs and snapshots, byte for byte. Every pack is authenticated on the way,
 // group by group and unit by unit. What the mirror has is not sent again, so a
-// run that was cut off goes on where it stopped. The order of what is written
+// run that was cut off goes on where it stopped. Records and manifests that are
+// there are read back, and each pack and index is asked for: what is gone or
+// damaged there is stored again. Packs that are there are not read. The order of what is written
 // keeps invariant 1 in the mirror at every moment: keys and hosts, the locks of
 // the snapshots that are copied or there, then each snapshot after all that it needs, then epochs and switch records that were
 // there before the first snapshot was looked at. Nothing is ever removed there.
@@ -117,6 +119,8 @@ type mirroring struct {
 	snaps   []*Snapshot
 	empty   bool                   // the empty blob is there
 	done    map[digest.Digest]bool // pack manifests that are there
+	mended  int                    // of them, of which something was gone or damaged there
+	blobs   seenBlobs              // that are there
 
 	mu   sync.Mutex
 	prog MirrorProgress
@@ -228,7 +232,7 @@ func (m *mirroring) sameRepository(ctx context.Context, there []string) error {
 			continue
 		}
 		if known[name] {
-			same, err := m.compare(ctx, t)
+			same, err := m.sameTag(ctx, t)
 			if err != nil {
 				return err
 			}
@@ -239,19 +243,6 @@ func (m *mirroring) sameRepository(ctx context.Context, there []string) error {
 		return fmt.Errorf("%s there is not a key record of repository %s, unless somebody changed the keys of the mirror on its own: %w", name, m.repo.ID(), ErrOtherRepository)
 	}
 	return nil
-}
-
-// compare reports whether the mirror has the same under a tag.
-func (m *mirroring) compare(ctx context.Context, t Tag) (bool, error) {
-	want, err := m.repo.st.ResolveTag(ctx, t.String())
-	if err != nil {
-		return false, err
-	}
-	have, err := m.dst.ResolveTag(ctx, t.String())
-	if err != nil {
-		return false, fmt.Errorf("look at the mirror: %w", err)
-	}
-	return have == want, nil
 }
 
 // bases are the snapshots that the newest epoch of each system builds on: a
@@ -357,18 +348,8 @@ func (m *mirroring) snapshot(ctx context.Context, row *MirrorRow) error {
 	if m.have[t] {
 		return m.thereAlready(ctx, row)
 	}
-	for _, n := range row.needs {
-		err := m.manifest(ctx, n)
-		if damaged(err) {
-			row.State, row.Err = MirrorDamaged, err
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if m.opts.DryRun {
-		return nil
+	if ok, err := m.needs(ctx, row); !ok || m.opts.DryRun {
+		return err
 	}
 	body, err := m.repo.st.GetManifest(ctx, t)
 	if err == nil && body.Digest != row.Digest {
@@ -396,54 +377,20 @@ func (m *mirroring) snapshot(ctx context.Context, row *MirrorRow) error {
 	return m.lookAgain(ctx, row)
 }
 
-// thereAlready compares what the mirror has under the tag of a snapshot. One
-// that was relocated there on its own is the same snapshot all the same.
-func (m *mirroring) thereAlready(ctx context.Context, row *MirrorRow) error {
-	there, err := m.dst.GetManifest(ctx, row.Place)
-	if err != nil && !about(err) {
-		return fmt.Errorf("look at the mirror: %w", err)
-	}
-	if err == nil && there.Digest == row.Digest {
-		row.State = MirrorThere
-		return nil
-	}
-	if err == nil && row.at.Class == ClassRelocation {
-		if s, _, distrust, err := m.repo.openRelocation(ctx, row.at, there); err == nil && distrust == nil && s.ID == row.ID {
-			row.State = MirrorThere
-			return nil
+// needs brings over what a snapshot needs and the mirror lacks. ok is false, and
+// the row says why, where it is not whole here.
+func (m *mirroring) needs(ctx context.Context, row *MirrorRow) (ok bool, err error) {
+	for _, n := range row.needs {
+		err := m.manifest(ctx, n)
+		if damaged(err) {
+			row.State, row.Err = MirrorDamaged, err
+			return false, nil
+		}
+		if err != nil {
+			return false, err
 		}
 	}
-	if err != nil {
-		return m.mend(ctx, row, err)
-	}
-	row.State, row.Err = MirrorConflict, fmt.Errorf("the mirror has something else under %s: it was written to on its own: %w", row.Place, dr.ErrHeld)
-	return nil
-}
-
-// mend stores the record of a snapshot in the mirror again whose bytes there are
-// damaged or gone: cause says how.
-func (m *mirroring) mend(ctx context.Context, row *MirrorRow, cause error) error {
-	row.State, row.Err = MirrorDamaged, fmt.Errorf("the mirror's record of it is damaged: %w", cause)
-	if m.opts.DryRun {
-		return nil
-	}
-	body, err := m.repo.st.GetManifest(ctx, row.Place)
-	if err != nil || body.Digest != row.Digest {
-		return err
-	}
-	_, err = m.dst.PutManifest(store.Rewriting(ctx), row.Place, ocispec.MediaTypeImageIndex, body.Body)
-	if err == nil {
-		_, err = m.dst.GetManifest(ctx, row.Place)
-	}
-	switch {
-	case err == nil:
-		row.State, row.Err = MirrorCopied, nil
-		return nil
-	case about(err) || errors.Is(err, store.ErrTagTaken) || errors.Is(err, store.ErrIncomplete):
-		row.Err = fmt.Errorf("the mirror's record of it is damaged, and could not be stored again: %w", err)
-		return nil
-	}
-	return err
+	return true, nil
 }
 
 // damaged reports whether an error says that something is not whole here, rather
