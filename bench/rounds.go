@@ -165,6 +165,9 @@ func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n 
 				continue
 			}
 			unix.Sync()
+			if err := s.readData(); err != nil {
+				return err
+			}
 			o, err := tools[name].copy(ctx)
 			if err != nil {
 				return err
@@ -212,8 +215,7 @@ func empty(dir string) error {
 	})
 }
 
-// settle makes rounds begin alike: memory free of what the rounds before have left in the page cache, but
-// with the data in it, for the first tool to read them finds them as warm as the last.
+// settle makes rounds begin alike: memory free of what the rounds before have left in the page cache.
 func (s *stage) settle() error {
 	unix.Sync()
 	err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
@@ -223,6 +225,12 @@ func (s *stage) settle() error {
 	if err != nil {
 		return fmt.Errorf("free memory: %w", err)
 	}
+	return nil
+}
+
+// readData reads the data once, so that every tool finds them in the page cache: borg tells the kernel to
+// drop what it has read, and whoever came after it would wait for the disk.
+func (s *stage) readData() error {
 	for _, dir := range []string{s.layer, s.data} {
 		err := filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
 			if err != nil || !e.Type().IsRegular() {
