@@ -283,13 +283,10 @@ func (w *Writer) readBack(ctx context.Context, t Tag, raw []byte) (*Snapshot, er
 // store.ErrTagTaken says that it was.
 func (w *Writer) ownNumber(ctx context.Context, t Tag, snap *Snapshot) error {
 	p, err := w.repo.relist(ctx, place{system: t.System, number: t.Number})
-	if err != nil {
-		return fmt.Errorf("%s was stored, and whether another snapshot has its number could not be found out: %w: %w", t, err, dr.ErrOutcomeUnknown)
+	var counts *Snapshot
+	if err == nil && slices.ContainsFunc(p.tags, func(have Tag) bool { return have != t }) {
+		counts, _, err = w.repo.readPlace(ctx, p)
 	}
-	if !slices.ContainsFunc(p.tags, func(have Tag) bool { return have != t }) {
-		return nil
-	}
-	counts, _, err := w.repo.readPlace(ctx, p)
 	if err != nil {
 		return fmt.Errorf("%s was stored, and whether another snapshot has its number could not be found out: %w: %w", t, err, dr.ErrOutcomeUnknown)
 	}

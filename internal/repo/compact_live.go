@@ -254,36 +254,39 @@ func (u *usage) measure() error {
 
 // livePlain is how many bytes of a group's body live units have.
 func (c *coverIndex) livePlain(g idxcache.Group) (n int64, err error) {
+	err = c.eachLive(g, func(ref dr.UnitRef) error {
+		n += int64(ref.Len)
+		return nil
+	})
+	return n, err
+}
+
+// eachLive calls fn for each live unit of a group.
+func (c *coverIndex) eachLive(g idxcache.Group, fn func(dr.UnitRef) error) error {
 	units, err := c.UnitsOf(g)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for i, ref := range units {
-		if c.isLive(g.FirstUnit + uint32(i)) {
-			n += int64(ref.Len)
+		if !c.isLive(g.FirstUnit + uint32(i)) {
+			continue
+		}
+		if err := fn(ref); err != nil {
+			return err
 		}
 	}
-	return n, nil
+	return nil
 }
 
 // eachLive calls fn for each live unit of a pack.
 func (p *usedPack) eachLive(fn func(dr.UnitRef) error) error {
 	for i := range p.Groups {
 		g, err := p.in.Group(p.FirstGroup + i)
+		if err == nil {
+			err = p.in.eachLive(g, fn)
+		}
 		if err != nil {
 			return err
-		}
-		units, err := p.in.UnitsOf(g)
-		if err != nil {
-			return err
-		}
-		for k, ref := range units {
-			if !p.in.isLive(g.FirstUnit + uint32(k)) {
-				continue
-			}
-			if err := fn(ref); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

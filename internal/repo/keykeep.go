@@ -26,7 +26,7 @@ import (
 // cannot be read, and for repair where it is not listed: a newer record in the
 // registry always comes first.
 
-// keptKeys is the directory of kept key records, below a repository's state.
+// keptDir is the directory of kept key records, below a repository's state.
 const keptDir = "keys"
 
 // maxKeptKeys bounds how many are kept: the newest.

@@ -138,15 +138,16 @@ func (m *mirroring) compare(ctx context.Context, t Tag) (same bool, err error) {
 	if cause != nil && !about(cause) {
 		return false, fmt.Errorf("look at the mirror: %w", cause)
 	}
+	if cause == nil {
+		want, err := m.repo.st.ResolveTag(ctx, t.String())
+		return err == nil && there.Digest == want, err
+	}
 	if same, err := m.sameTag(ctx, t); err != nil || !same {
 		return false, err
 	}
 	here, err := m.repo.st.GetManifest(ctx, t.String())
 	if err != nil {
 		return false, err
-	}
-	if cause == nil {
-		return there.Digest == here.Digest, nil
 	}
 	if m.opts.DryRun {
 		m.res.Records++
