@@ -134,6 +134,7 @@ type applier struct {
 	poolMu  sync.Mutex
 	pool    []*writerState // not in use
 	plan    *plan
+	back    writeback
 	counted bool // whiteouts that are left out have been counted
 	win     *window
 	remade  map[string]struct{} // firsts of link groups with a new inode
@@ -221,7 +222,7 @@ func (a *applier) openNewFile() error {
 }
 
 func (a *applier) close() error {
-	var errs []error
+	errs := []error{a.back.wait()}
 	if a.dirs != nil {
 		a.dirs.close()
 	}
@@ -268,6 +269,7 @@ func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 			return err
 		}
 	}
+	a.back.fd, a.back.off = a.root.fd, a.o.NoSync
 	a.progress(0, 0)
 	for _, pass := range []func(context.Context) error{a.remove, a.write, a.relink, a.unlinkLost, a.removeLate, a.touchLost, a.directories} {
 		if err := pass(ctx); err != nil {
@@ -275,7 +277,7 @@ func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 		}
 	}
 	if !a.o.NoSync {
-		if err := unix.Syncfs(a.root.fd); err != nil {
+		if err := errors.Join(a.back.wait(), unix.Syncfs(a.root.fd)); err != nil {
 			return fmt.Errorf("sync: %w", err)
 		}
 		if a.rootNew {

@@ -85,7 +85,10 @@ func (a *applier) apply(t *metadataTarget, st *Stat, e *catalog.Entry) error {
 	if err := a.applyXattrs(t, e); err != nil {
 		return err
 	}
-	if t.chmod != nil && (owned || st.Mode&0o7777 != e.Mode || len(e.Xattrs) > 0) {
+	// A change of owner clears what it finds of setuid and setgid, and an ACL
+	// brings its own mode.
+	moved := owned && st.Mode&0o6000 != 0 || len(e.Xattrs) > 0
+	if t.chmod != nil && (moved || st.Mode&0o7777 != e.Mode) {
 		if err := a.denied(e.Path, "mode", t.chmod()); err != nil {
 			return err
 		}

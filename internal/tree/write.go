@@ -300,9 +300,12 @@ func (a *applier) writeFile(ctx context.Context, c catalog.Change, fresh bool) e
 	return f.release(nil)
 }
 
+// create makes the file with the mode it is to have, which mostly saves setting
+// it, but so that a run that goes on after a kill can open it.
 func (f *file) create(dir int, name string) error {
 	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := retry(func() (int, error) { return unix.Openat(dir, name, flags, 0o600) })
+	mode := f.entry.Mode&0o777 | 0o600
+	fd, err := retry(func() (int, error) { return unix.Openat(dir, name, flags, mode) })
 	f.fd = fd
 	return err
 }
@@ -407,6 +410,7 @@ func (f *file) arrive(w *writerState, off int64, data []byte) error {
 		return fmt.Errorf("write %s: %w", f.a.root.display(f.entry.Path), err)
 	}
 	f.a.written.Add(int64(len(data)))
+	f.a.back.wrote(int64(len(data)))
 	return f.release(w)
 }
 
@@ -423,6 +427,7 @@ func (f *file) release(w *writerState) error {
 		return f.drop(w)
 	}
 	err := f.a.setFileMetadata(w, f.fd, &f.entry)
+	f.a.back.wrote(writebackEntry)
 	f.a.win.closed(f)
 	return errors.Join(err, unix.Close(f.fd))
 }
