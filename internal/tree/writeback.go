@@ -22,8 +22,8 @@ const (
 // kernel gathers up to a tenth of the memory before it begins, and the sync at
 // the end waits for a disk that was idle until then. Safe for concurrent use.
 type writeback struct {
-	fd   int // in the file system, open until wait has returned
-	off  bool
+	fd   int          // in the file system, open until wait has returned
+	off  bool         // the caller makes it durable
 	held atomic.Int64 // bytes since the last one began
 
 	running sync.Mutex // held by the one that is under way
