@@ -20,7 +20,7 @@ type effort struct {
 }
 
 // settled is how many packs have to arrive before their pace says anything.
-const settled = 4
+const settled = 2
 
 // choose says how to compress the next group.
 func (e *effort) choose() pack.Effort {
