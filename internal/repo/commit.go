@@ -61,7 +61,7 @@ func (w *Writer) commit(ctx context.Context, root *dr.Root, info CommitInfo) (*S
 	if needs, err = w.consolidate(ctx, needs); err != nil {
 		return nil, err
 	}
-	if err := w.ensureAll(ctx, needs); err != nil {
+	if err := w.ensureAll(ctx, needs, w.repo.ensure); err != nil {
 		return nil, err
 	}
 	rec := w.record(root, ref, needs, info)
@@ -114,13 +114,14 @@ func (w *Writer) needed() []*source {
 	return out
 }
 
-// ensureAll looks whether every pack manifest is still there.
-func (w *Writer) ensureAll(ctx context.Context, needs []*source) error {
+// ensureAll looks whether every pack manifest is still there, by ensure or
+// ensureTagged.
+func (w *Writer) ensureAll(ctx context.Context, needs []*source, ensure func(context.Context, *index) (bool, error)) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(listParallel)
 	for _, s := range needs {
 		g.Go(func() error {
-			gone, err := w.repo.ensure(gctx, s.index)
+			gone, err := ensure(gctx, s.index)
 			if gone {
 				return fmt.Errorf("%w: %w", err, ErrParentDamaged)
 			}
@@ -233,7 +234,7 @@ func (w *Writer) tag(ctx context.Context, rec *commitRecord, needs []*source) (*
 			}
 		case errors.Is(err, store.ErrIncomplete) && !repaired:
 			repaired = true // removed since it was looked at
-			if err := w.ensureAll(ctx, needs); err != nil {
+			if err := w.ensureAll(ctx, needs, w.repo.ensure); err != nil {
 				return nil, err
 			}
 		case errors.Is(err, dr.ErrOutcomeUnknown):
@@ -300,7 +301,7 @@ func (w *Writer) ownNumber(ctx context.Context, t Tag, snap *Snapshot) error {
 // been removed between the last look and the commit (invariant 2).
 func (w *Writer) afterwards(ctx context.Context, snap *Snapshot, needs []*source) error {
 	r := w.repo
-	if err := w.ensureAll(ctx, needs); err != nil {
+	if err := w.ensureAll(ctx, needs, r.ensureTagged); err != nil {
 		if errors.Is(err, ErrParentDamaged) {
 			return fmt.Errorf("snapshot %s is visible as %s, but something that it needs was removed from the registry meanwhile; take another: %w", snap.ID.Short(), snap.Tag, err)
 		}

@@ -303,28 +303,48 @@ func visitCached(v pack.Visitor, ix *idxcache.Index, p idxcache.Pack) error {
 	return nil
 }
 
-// ensure makes sure that a pack manifest is still there under its tag, and
-// pushes it again if it is not. gone is true when its packs are lost too.
+// ensure makes sure that a pack manifest is in the registry, whole and under its
+// tag, and pushes it again where it is not (invariant 1): this host keeps what it
+// says. gone is true when its packs are lost too.
 func (r *Repo) ensure(ctx context.Context, ix *index) (gone bool, err error) {
+	m, err := r.primary().GetManifest(ctx, ix.need.tag())
+	return r.pushMissing(ctx, ix, m.Digest, err)
+}
+
+// ensureTagged is ensure for what was read a moment ago: it asks for the tag only.
+func (r *Repo) ensureTagged(ctx context.Context, ix *index) (gone bool, err error) {
+	d, err := r.primary().ResolveTag(ctx, ix.need.tag())
+	return r.pushMissing(ctx, ix, d, err)
+}
+
+// pushMissing pushes a pack manifest again unless its tag names it; looking it up
+// gave found and err.
+func (r *Repo) pushMissing(ctx context.Context, ix *index, found digest.Digest, err error) (gone bool, _ error) {
 	tag := ix.need.tag()
-	d, err := r.primary().ResolveTag(ctx, tag)
 	switch {
-	case err == nil && d == ix.need.Digest:
+	case err == nil && found == ix.need.Digest:
 		return false, nil
 	case err == nil:
-		return false, tampered("tag %s names %s", tag, d)
-	case !errors.Is(err, store.ErrNotFound):
+		return false, tampered("tag %s names %s", tag, found)
+	case !about(err):
 		return false, err
 	}
-	raw, err := ix.Manifest()
-	if err != nil {
-		return false, err
+	raw, merr := ix.Manifest()
+	if merr != nil {
+		return false, merr
 	}
-	r.log.Warn("a pack manifest has vanished and is pushed again", "tag", tag)
+	damaged := !errors.Is(err, store.ErrNotFound)
+	r.log.Warn("a pack manifest has vanished or was altered, and is pushed again", "tag", tag, "found", err)
 	if err := r.putEmpty(ctx); err != nil {
 		return false, err
 	}
+	if damaged {
+		ctx = store.Rewriting(ctx)
+	}
 	err = r.putTag(ctx, tag, ocispec.MediaTypeImageManifest, raw)
+	if err == nil && damaged {
+		_, err = r.primary().GetManifest(ctx, tag)
+	}
 	if errors.Is(err, store.ErrIncomplete) {
 		if err := r.state.setLost(ix.need.Digest, true); err != nil {
 			r.log.Warn("a lost pack manifest is not remembered", "error", err)
