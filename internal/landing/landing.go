@@ -37,6 +37,10 @@ type Purpose struct {
 	// for; "" is all.
 	Trees []string `json:"trees"`
 	Path  string   `json:"path"`
+	// InPlace: the directory may hold anything, which is written over; Remove: what
+	// the snapshot does not have goes.
+	InPlace bool `json:"in_place,omitempty"`
+	Remove  bool `json:"remove,omitempty"`
 }
 
 // Landing is a directory that one restore has to itself. Not safe for concurrent
@@ -44,12 +48,13 @@ type Purpose struct {
 type Landing struct {
 	dir     string
 	mark    *os.File
+	inPlace bool
 	resumed bool
 	made    []string // directories that were not there, the outermost first
 }
 
 // Open takes the directory for a restore: it is made, or is empty, or holds the
-// mark of the same purpose. The error wraps dr.ErrUsage if it holds
+// mark of the same purpose, or anything where the purpose is to write over it. The error wraps dr.ErrUsage if it holds
 // anything else, dr.ErrHeld if another process is restoring there; then nothing was
 // changed. The caller
 // ends with Finish or Close.
@@ -62,14 +67,14 @@ func Open(dir string, p Purpose) (*Landing, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Landing{dir: dir, made: made}
+	l := &Landing{dir: dir, made: made, inPlace: p.InPlace}
 	name := filepath.Join(dir, prefix+p.Snapshot.String())
 	l.mark, err = os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	switch {
 	case err == nil:
 		l.resumed = true
 	case errors.Is(err, os.ErrNotExist):
-		if err := vacant(dir, ""); err != nil {
+		if err := l.vacant(""); err != nil {
 			return nil, err
 		}
 		l.mark, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
@@ -106,7 +111,7 @@ func (l *Landing) fits(want []byte) error {
 		return nil
 	}
 	if strings.HasPrefix(string(want), string(have)) {
-		if err := vacant(l.dir, filepath.Base(l.mark.Name())); err != nil {
+		if err := l.vacant(filepath.Base(l.mark.Name())); err != nil {
 			return err
 		}
 		return l.write(want)
@@ -126,9 +131,10 @@ func (l *Landing) write(mark []byte) error {
 	return nil
 }
 
-// vacant makes sure that nothing is overwritten: nothing is there but what is
-// called own.
-func vacant(dir, own string) error {
+// vacant makes sure that nothing is overwritten that is not to be: nothing is there
+// but what is called own, or what a restore in place is for.
+func (l *Landing) vacant(own string) error {
+	dir := l.dir
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("directory to restore into: %w", err)
@@ -139,6 +145,7 @@ func vacant(dir, own string) error {
 		case e.Name() == own:
 		case marked:
 			return fmt.Errorf("directory %s holds a part of the restore of another snapshot (%s); nothing was changed: %w", dir, id, dr.ErrUsage)
+		case l.inPlace:
 		default:
 			return fmt.Errorf("directory %s is not empty and holds no restore that was cut off; nothing was restored: %w", dir, dr.ErrUsage)
 		}
@@ -187,7 +194,7 @@ func (l *Landing) Undo() error {
 	if l.resumed {
 		return nil
 	}
-	if err := vacant(l.dir, filepath.Base(l.mark.Name())); err != nil {
+	if err := l.vacant(filepath.Base(l.mark.Name())); err != nil {
 		return err
 	}
 	err := os.Remove(l.mark.Name())

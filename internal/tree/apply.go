@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -123,6 +124,7 @@ type applier struct {
 	rootNew bool
 	only    string // Extract: the path that is wanted, "" for all
 	ownOnly bool   // Extract: what is there must be its own
+	place   inPlace
 	// match, if set, chooses entries; parents are the directories that lead to them.
 	match   func(path string) bool
 	parents map[string]bool
@@ -247,6 +249,11 @@ func (a *applier) result() ApplyStats {
 
 func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 	a.current = current
+	if a.place.on && !a.rootNew {
+		if err := a.setAside(); err != nil {
+			return err
+		}
+	}
 	if current == nil && !a.rootNew {
 		local, err := a.lookAround(ctx)
 		if err != nil {
@@ -264,8 +271,8 @@ func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 	if a.plan, err = a.makePlan(ctx); err != nil {
 		return err
 	}
-	if a.ownOnly && a.current != nil {
-		if err := a.strangers(ctx); err != nil {
+	if a.current != nil {
+		if err := a.admit(ctx); err != nil {
 			return err
 		}
 	}
@@ -311,7 +318,8 @@ func (a *applier) lookAround(ctx context.Context) (*Local, error) {
 
 func (a *applier) captureOptions() CaptureOptions {
 	return CaptureOptions{
-		Root: a.path, Key: a.o.Key, Overlay: a.o.Overlay, CrossMounts: a.o.CrossMounts, Exclude: a.o.Exclude,
+		Root: a.path, Key: a.o.Key, Overlay: a.o.Overlay, CrossMounts: a.o.CrossMounts,
+		Exclude:  slices.Concat(a.o.Exclude, a.place.aside),
 		StateDir: a.o.StateDir, CutKey: a.o.CutKey, UnitID: a.o.UnitID, TrustedFS: a.o.TrustedFS, Now: a.o.Now,
 	}
 }
@@ -347,6 +355,9 @@ func (a *applier) diff(ctx context.Context, fn func(catalog.Change) error) error
 				return nil
 			}
 			c.Kind, c.B = catalog.Removed, nil
+		}
+		if c.B == nil && a.place.keeps() || a.place.on && c.A != nil && c.A.Type == catalog.Directory && a.wayThere(c.Path()) {
+			return nil
 		}
 		return fn(c)
 	}

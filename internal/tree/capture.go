@@ -133,6 +133,7 @@ type Capture struct {
 	result int64     // of the statcache, if nothing has changed since; 0: something has
 	frames []frameAt // of pass1
 	pass1n uint64    // records of pass1
+	halved bool      // pass1 lacks records: Precopy failed
 
 	watch     *watch // nil: every entry is looked at in Secure
 	care      care

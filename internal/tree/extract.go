@@ -37,6 +37,16 @@ type ExtractOptions struct {
 	// anything is written.
 	Resume bool
 	CutKey [32]byte
+	// InPlace writes over what is there: what differs is brought to the state of the
+	// target, what is the same is read, and not written. What the target does not
+	// have stays, save for Remove. A directory where the target has something else,
+	// and anything else than a directory on the way to Path, is an error that wraps
+	// dr.ErrUsage, before anything is changed. Goes without Salvage: a file that
+	// cannot be had whole is not touched to be removed.
+	InPlace bool
+	// Remove takes away what is in the way of InPlace, and what the target does not
+	// have of what is wanted.
+	Remove bool
 	// Exclude lists paths that are the caller's: they are not looked at.
 	Exclude []string
 	// Salvage goes on past what is damaged; nil ends at the first of it.
@@ -46,7 +56,7 @@ type ExtractOptions struct {
 }
 
 // Extract writes a tree, or a part of it, below dir, which is absent or empty
-// unless Resume is set: what is there is nobody's to overwrite. A tree that is a
+// unless Resume or InPlace is set: what is there is nobody's to overwrite. A tree that is a
 // single file is written to dir as its path. Opaque directories become ordinary
 // ones. Without root it keeps what it can and reports the rest to Denied. It may
 // be cut off anywhere and run again with Resume (invariant 8).
@@ -59,7 +69,7 @@ func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFe
 			return ApplyStats{}, fmt.Errorf("extract: %w", err)
 		}
 	}
-	if !o.Resume {
+	if !o.Resume && !o.InPlace {
 		if err := vacant(dir, o.Exclude); err != nil {
 			return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
 		}
@@ -82,7 +92,8 @@ func Extract(ctx context.Context, dir string, target *catalog.Reader, src UnitFe
 	if err != nil {
 		return ApplyStats{}, fmt.Errorf("extract to %s: %w", dir, err)
 	}
-	a.only, a.match, a.ownOnly = o.Path, o.Match, o.Resume
+	a.only, a.match, a.ownOnly = o.Path, o.Match, o.Resume && !o.InPlace
+	a.place = inPlace{on: o.InPlace, remove: o.Remove}
 	if err := a.findParents(ctx); err != nil {
 		return ApplyStats{}, errors.Join(fmt.Errorf("extract: %w", err), a.close())
 	}
@@ -107,6 +118,17 @@ func vacant(path string, exclude []string) error {
 		return err
 	case len(names) > 0:
 		return fmt.Errorf("the directory is not empty; name one that is, or that does not exist yet: %w", dr.ErrUsage)
+	}
+	return nil
+}
+
+// admit looks whether what is there may be changed.
+func (a *applier) admit(ctx context.Context) error {
+	switch {
+	case a.place.on:
+		return a.obstacles(ctx)
+	case a.ownOnly:
+		return a.strangers(ctx)
 	}
 	return nil
 }

@@ -99,6 +99,7 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 	}
 	c.entries.Store(p.entries)
 	c.frames, c.pass1n = out.index, out.n
+	c.halved = err != nil
 	if err != nil {
 		if c.watch != nil {
 			c.watch.giveUp("the first pass failed") // its records are not whole

@@ -63,6 +63,9 @@ var restorings = map[string]restoring{
 	"extract": func(ctx context.Context, dest, state string, target *catalog.Reader, src tree.UnitFetcher, again bool) (tree.ApplyStats, error) {
 		return tree.Extract(ctx, dest, target, src, tree.ExtractOptions{CutKey: cutKey, UnitID: unitID, TempDir: state, Resume: again, Exclude: []string{"mine"}})
 	},
+	"in place": func(ctx context.Context, dest, state string, target *catalog.Reader, src tree.UnitFetcher, _ bool) (tree.ApplyStats, error) {
+		return tree.Extract(ctx, dest, target, src, tree.ExtractOptions{CutKey: cutKey, UnitID: unitID, TempDir: state, InPlace: true, Remove: true})
+	},
 }
 
 // TestResumeChild is the process that TestResumedRestoreFetchesTheRest kills.

@@ -101,6 +101,9 @@ func (c *Capture) Secure(ctx context.Context) error {
 	if c.sec != nil {
 		return fmt.Errorf("secure tree %s: already done", c.o.Root)
 	}
+	if c.halved {
+		return fmt.Errorf("secure tree %s: the first pass failed", c.o.Root)
+	}
 	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	s := &securing{c: c, ctx: ctx, start: c.clock(), jobs: make(chan *securedEntry, 1024), reflink: true}
