@@ -15,7 +15,10 @@ import (
 	"lifeboat/internal/ui"
 )
 
-type restoreFlags struct{ volume, tree, path, to string }
+type restoreFlags struct {
+	volume, tree, path, to string
+	inPlace                inPlaceFlags
+}
 
 func newRestoreCmd(a *app) *cobra.Command {
 	var f restoreFlags
@@ -31,19 +34,26 @@ is in the directory is read and compared, and only the rest is fetched.
 Of a snapshot that is damaged all that is whole is restored. A file of which anything
 is lost is not there, and is named (exit code 3); the same command tries it again.
 --path means a name that is there before it means a pattern.
+With --in-place the directory may be one that is in use for the same: what is there is
+read and compared, only what differs is fetched and written over, and what the
+snapshot does not have stays, unless --delete takes it away. With --path nothing else
+is touched. Nothing is passed over then: the first damaged file ends the run. It is
+refused while a container that runs has the directory.
 Without root, owners and devices that cannot be made are left out and named
 (exit code 3). Deletions in writable layers are not files and are left out.`,
 		Example: `  lifeboat restore shop --volume shop_uploads --to /tmp/uploads
   lifeboat restore shop --volume shop_uploads --path 'invoices/2026-*/**/*.pdf' --to /tmp/invoices
   lifeboat restore shop@5f0c12ab --volume shop_db --path mysql/ibdata1 --to /tmp/db
-  lifeboat restore shop --to /tmp/shop`,
+  lifeboat restore shop --to /tmp/shop
+  lifeboat restore shop --volume shop_db --to /var/lib/docker/volumes/shop_db/_data --in-place --delete`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.runRestore(cmd.Context(), args[0], f) },
 	}
 	cmd.Flags().StringVar(&f.volume, "volume", "", "only this `VOLUME`")
 	cmd.Flags().StringVar(&f.tree, "tree", "", "only this `TREE`: volume:NAME, bind:/PATH or layer:CONTAINER")
 	cmd.Flags().StringVar(&f.path, "path", "", "only this `PATH` inside the volume or tree, or what fits a pattern")
-	cmd.Flags().StringVar(&f.to, "to", "", "`DIR` to restore into; new or empty")
+	cmd.Flags().StringVar(&f.to, "to", "", "`DIR` to restore into; new or empty, unless --in-place")
+	f.inPlace.add(cmd.Flags())
 	_ = cmd.MarkFlagRequired("to")
 	cmd.ValidArgsFunction = a.completeRefs
 	complete(cmd, map[string]completer{"volume": a.completeTrees("volume:"), "tree": a.completeTrees("")})
@@ -58,7 +68,7 @@ func (f restoreFlags) check() error {
 	case f.volume == "" && f.tree == "" && f.path != "":
 		return fmt.Errorf("--path needs --volume or --tree: %w", dr.ErrUsage)
 	}
-	return nil
+	return f.inPlace.check()
 }
 
 // openRef opens SYSTEM[@SNAPSHOT].
@@ -149,12 +159,15 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	if err != nil {
 		return err
 	}
+	if err := a.nobodyUses(ctx, f); err != nil {
+		return err
+	}
 	into, err := landing.Open(f.to, purposeOf(w.repo, snap, trees, f))
 	if errors.Is(err, dr.ErrUsage) {
 		return ui.Explained{
 			What: err.Error(), State: "what is in the directory is untouched",
 			Next: []string{
-				"name a new or empty directory with --to",
+				"name a new or empty directory with --to; or pass --in-place to bring what is there to the state of the snapshot",
 				"if an earlier restore into it ended well, its files are all there: one that is cut off leaves a mark, and the same command goes on with it",
 			}, Err: err,
 		}
@@ -166,7 +179,7 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	if into.Resumed() {
 		a.UI().Note("going on with the restore that was cut off in %s", f.to)
 	}
-	job := &restoring{app: a, repo: w.repo, rd: rd, match: match, to: f.to, into: into, several: len(trees) > 1}
+	job := &restoring{app: a, repo: w.repo, rd: rd, match: match, to: f.to, into: into, several: len(trees) > 1, place: f.inPlace, system: snap.System}
 	for _, t := range trees {
 		if err := job.tree(ctx, t); err != nil {
 			return job.stopped(t, f, err)
@@ -195,7 +208,7 @@ func chosen(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlag
 
 // purposeOf is what a restore is for, as the mark in its directory says it.
 func purposeOf(r *repo.Repo, snap *repo.Snapshot, trees []dr.Tree, f restoreFlags) landing.Purpose {
-	p := landing.Purpose{Repository: r.ID().String(), Snapshot: snap.ID, Path: f.path}
+	p := landing.Purpose{Repository: r.ID().String(), Snapshot: snap.ID, Path: f.path, InPlace: f.inPlace.on, Remove: f.inPlace.remove}
 	for _, t := range trees {
 		p.Trees = append(p.Trees, t.Key)
 	}

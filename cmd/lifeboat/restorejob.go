@@ -30,6 +30,8 @@ type restoring struct {
 	into  *landing.Landing
 	// several: each tree has a directory of its own.
 	several bool
+	place   inPlaceFlags
+	system  dr.System
 
 	mu      sync.Mutex
 	total   tree.ApplyStats
@@ -132,19 +134,8 @@ func (j *restoring) tree(ctx context.Context, t dr.Tree) error {
 			defer j.mu.Unlock()
 			j.denied = append(j.denied, fmt.Sprintf("%s of /%s: %v", what, path, err))
 		},
-		Salvage: &tree.Salvage{
-			Damage: repo.Damaged, Fetch: j.rd.FetchWhole,
-			Lost: func(l tree.Loss) {
-				row := lossRow{Kind: repo.LossFile, Object: t.Key, Path: "/" + l.Path, PathRaw: rawOf("/" + l.Path)}
-				if l.List {
-					row.Kind = repo.LossCatalog
-				}
-				if l.End != "" {
-					row.End = "/" + l.End
-				}
-				j.lose(row, l.Err)
-			},
-		},
+		InPlace: j.place.on, Remove: j.place.remove,
+		Salvage: j.salvage(t),
 		Progress: func(p tree.ApplyProgress) {
 			task.SetTotal(p.Needed)
 			task.SetDone(p.Done)
@@ -152,15 +143,40 @@ func (j *restoring) tree(ctx context.Context, t dr.Tree) error {
 	})
 	task.Done(err)
 	j.total.Created += st.Created
+	j.total.Changed += st.Changed
+	j.total.Removed += st.Removed
 	j.total.BytesWritten += st.BytesWritten
 	j.total.BytesFetched += st.BytesFetched
 	return err
+}
+
+// salvage passes over what is damaged; nil where what is there must not suffer from it.
+func (j *restoring) salvage(t dr.Tree) *tree.Salvage {
+	if j.place.on {
+		return nil
+	}
+	return &tree.Salvage{
+		Damage: repo.Damaged, Fetch: j.rd.FetchWhole,
+		Lost: func(l tree.Loss) {
+			row := lossRow{Kind: repo.LossFile, Object: t.Key, Path: "/" + l.Path, PathRaw: rawOf("/" + l.Path)}
+			if l.List {
+				row.Kind = repo.LossCatalog
+			}
+			if l.End != "" {
+				row.End = "/" + l.End
+			}
+			j.lose(row, l.Err)
+		},
+	}
 }
 
 // stopped explains what ended the run before its time.
 func (j *restoring) stopped(t dr.Tree, f restoreFlags, err error) error {
 	if errors.Is(err, dr.ErrNotFound) && j.match.isPattern() {
 		return errors.Join(fmt.Errorf("%s has nothing that fits %q; look with lifeboat ls: %w", t.Key, f.path, dr.ErrNotFound), j.into.Undo())
+	}
+	if j.place.on {
+		return j.stoppedInPlace(t, f, err)
 	}
 	return ui.Explained{
 		What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files",
@@ -182,14 +198,16 @@ func (j *restoring) end(snap *repo.Snapshot) error {
 	ans := struct {
 		Snapshot dr.SnapshotID `json:"snapshot"`
 		Entries  int64         `json:"entries"`
+		Changed  int64         `json:"changed"`
+		Removed  int64         `json:"removed"`
 		Bytes    int64         `json:"bytes"`
 		Fetched  int64         `json:"fetched"`
 		Resumed  bool          `json:"resumed"`
 		Denied   []string      `json:"denied"`
 		Lost     []lossRow     `json:"lost"`
 		Further  int64         `json:"further,omitempty"`
-	}{snap.ID, j.total.Created, j.total.BytesWritten, j.total.BytesFetched, j.into.Resumed(), append([]string{}, j.denied...), append([]lossRow{}, j.lost...), j.further}
-	views := []ui.View{ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}, {Name: "entries", Value: entriesText(ans.Entries, ans.Resumed)}, {Name: "written", Value: bytesText(ans.Bytes)}}}
+	}{snap.ID, j.total.Created, j.total.Changed, j.total.Removed, j.total.BytesWritten, j.total.BytesFetched, j.into.Resumed(), append([]string{}, j.denied...), append([]lossRow{}, j.lost...), j.further}
+	views := []ui.View{j.fields(snap)}
 	for _, d := range j.denied {
 		views = append(views, ui.Text("left out: "+ui.Clean(d)))
 	}
@@ -209,6 +227,22 @@ func (j *restoring) end(snap *repo.Snapshot) error {
 		return fmt.Errorf("%d attributes or entries could not be kept: %w", len(j.denied), dr.ErrPartial)
 	}
 	return nil
+}
+
+// fields is what a run did, for people.
+func (j *restoring) fields(snap *repo.Snapshot) ui.Fields {
+	out := ui.Fields{{Name: "snapshot", Value: snap.ID.Short()}}
+	if j.place.on {
+		out = append(out, ui.Fields{
+			{Name: "made", Value: fmt.Sprint(j.total.Created)},
+			{Name: "changed", Value: fmt.Sprint(j.total.Changed)},
+			{Name: "removed", Value: fmt.Sprint(j.total.Removed)},
+			{Name: "fetched", Value: bytesText(j.total.BytesFetched)},
+		}...)
+	} else {
+		out = append(out, ui.Fields{{Name: "entries", Value: entriesText(j.total.Created, j.into.Resumed())}}...)
+	}
+	return append(out, ui.Fields{{Name: "written", Value: bytesText(j.total.BytesWritten)}}...)
 }
 
 // damaged is how a run ends that has passed over something: done in part, or failed

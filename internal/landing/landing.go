@@ -68,6 +68,10 @@ func Open(dir string, p Purpose) (*Landing, error) {
 		return nil, err
 	}
 	l := &Landing{dir: dir, made: made, inPlace: p.InPlace}
+	var before unix.Stat_t
+	if err := unix.Stat(dir, &before); err != nil {
+		return nil, fmt.Errorf("directory to restore into: %w", err)
+	}
 	name := filepath.Join(dir, prefix+p.Snapshot.String())
 	l.mark, err = os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	switch {
@@ -84,6 +88,12 @@ func Open(dir string, p Purpose) (*Landing, error) {
 	}
 	if err := l.take(want); err != nil {
 		return nil, errors.Join(err, l.Close())
+	}
+	if l.inPlace {
+		// That a mark was made is no difference from the snapshot.
+		if err := setTime(dir, before.Mtim); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
 	}
 	return l, nil
 }
@@ -176,7 +186,7 @@ func (l *Landing) Finish() error {
 		if err := os.Remove(l.mark.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		if err := unix.UtimesNanoAt(unix.AT_FDCWD, l.dir, []unix.Timespec{{Nsec: unix.UTIME_OMIT}, st.Mtim}, 0); err != nil {
+		if err := setTime(l.dir, st.Mtim); err != nil {
 			return err
 		}
 		return syncDir(l.dir)
@@ -197,7 +207,14 @@ func (l *Landing) Undo() error {
 	if err := l.vacant(filepath.Base(l.mark.Name())); err != nil {
 		return err
 	}
-	err := os.Remove(l.mark.Name())
+	var before unix.Stat_t
+	err := unix.Stat(l.dir, &before)
+	if err == nil {
+		err = os.Remove(l.mark.Name())
+	}
+	if err == nil && l.inPlace {
+		err = setTime(l.dir, before.Mtim)
+	}
 	for i := len(l.made) - 1; i >= 0 && err == nil; i-- {
 		err = os.Remove(l.made[i])
 	}
@@ -224,6 +241,10 @@ func (l *Landing) Close() error {
 		return err
 	}
 	return nil
+}
+
+func setTime(dir string, mtime unix.Timespec) error {
+	return unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}, 0)
 }
 
 func syncDir(dir string) error {

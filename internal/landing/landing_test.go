@@ -131,3 +131,59 @@ func TestUndo(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestInPlace: a directory is taken with all that it holds, but not what another
+// restore has left half done; its time is as it was, in the end and when nothing was
+// restored.
+func TestInPlace(t *testing.T) {
+	t.Parallel()
+	here := shop
+	here.InPlace = true
+	then := time.Unix(1000, 5)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := errors.Join(os.WriteFile(file, []byte("mine"), 0o600), os.Chtimes(dir, then, then)); err != nil {
+		t.Fatal(err)
+	}
+	untouched := func(what string) {
+		t.Helper()
+		st, err := os.Stat(dir)
+		if err != nil || !st.ModTime().Equal(then) {
+			t.Errorf("%s: %v, %v", what, st, err)
+		}
+	}
+	refused(t, dir, shop, dr.ErrUsage, "not empty")
+	l := mustOpen(t, dir, here, false)
+	untouched("taken")
+	held(t, dir, here, "another process")
+	refused(t, dir, shop, dr.ErrHeld, "another process")
+	if err := errors.Join(l.Undo(), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	untouched("left")
+	for _, n := range []int64{0, 30} { // a mark that was cut off while it was written
+		l = mustOpen(t, dir, here, n > 0)
+		name := filepath.Join(dir, l.Own(dir)[0])
+		if err := errors.Join(l.Close(), os.Truncate(name, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l = mustOpen(t, dir, here, true)
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, dir, shop, dr.ErrUsage, "another restore")
+	remove := here
+	remove.Remove = true
+	refused(t, dir, remove, dr.ErrUsage, "another restore")
+	other := here
+	other.Snapshot = dr.SnapshotID{2}
+	refused(t, dir, other, dr.ErrUsage, "another snapshot")
+	l = mustOpen(t, dir, here, true)
+	if err := l.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%v, %v", left, err)
+	}
+}

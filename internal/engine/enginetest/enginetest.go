@@ -262,6 +262,7 @@ func Run(t *testing.T, target Target) {
 		{"image identity", testImageBytes},
 		{"container states", testStates},
 		{"container conflicts", testConflicts},
+		{"users of a directory", testUsers},
 		{"restart policy", testRestartPolicy},
 		{"exec", testExec},
 		{"logs", testLogs},
