@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -177,6 +178,10 @@ func (a *app) RepoURL() (string, error) {
 // finish tells the error, writes the JSON document, and gives the exit code.
 func (a *app) finish(ctx context.Context, err error) int {
 	o := outcomeOf(ctx, err)
+	if _, _, name := a.commandWords(); slices.Contains(readOnly, name) && unread(err) {
+		_ = a.UI().Close(nil)
+		return codeUnread
+	}
 	var failure *ui.Failure
 	if err != nil {
 		if o.code == codeFailed {

@@ -3,6 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/store"
@@ -20,7 +24,16 @@ const (
 	codeFenced      = 13
 	codeUnknown     = 14
 	codeInterrupted = 130
+	// codeUnread: whoever read the answer had enough of it (| head). It is what a shell
+	// says of a command that SIGPIPE ended.
+	codeUnread = 141
 )
+
+// unread reports whether an error says that nobody reads the answer any more.
+func unread(err error) bool {
+	var p *fs.PathError
+	return errors.As(err, &p) && p.Path == os.Stdout.Name() && errors.Is(err, unix.EPIPE)
+}
 
 // outcome is an exit code and its word in JSON.
 type outcome struct {

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
+	"lifeboat/internal/config"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/site"
 	"lifeboat/internal/ui"
@@ -125,6 +128,12 @@ func (a *app) byKind(o outcome, err error) (state string, next []string) {
 		return state, []string{
 			"lifeboat check  (says what is damaged, and which snapshots are hit)",
 			"lifeboat repair --from URL  (of a mirror or another copy; without --from from what is left), then " + again,
+		}
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) {
+		return state, []string{
+			"make room at the path that is named above, or make it writable; then " + again,
+			"or let this host remember somewhere else for the time being: " + config.EnvStateDir + "=/a/directory/on/another/disk (what is cached is fetched again; that the registry shows an older state than this host has seen is not noticed then)",
 		}
 	}
 	return state, []string{"mend what is named above, then " + again}

@@ -3,10 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/site"
@@ -31,6 +34,8 @@ func TestStateAndNextStep(t *testing.T) {
 		{"snapshot", fmt.Errorf("snapshot: %w", half), stateNothing, "lifeboat failover shop"},
 		{"failover", fmt.Errorf("failover: %w", half), stateParts, "lifeboat failback shop"},
 		{"copy", fmt.Errorf("copy: %w", dr.ErrTampered), stateParts, "lifeboat repair --from"},
+		{"restore", &fs.PathError{Op: "write", Path: "/state/x", Err: unix.ENOSPC}, stateParts, "LIFEBOAT_STATE_DIR="},
+		{"check", &fs.PathError{Op: "open", Path: "/state/x", Err: unix.EROFS}, stateUntouched, "LIFEBOAT_STATE_DIR="},
 		{"copy", errors.New("copy: something else"), stateParts, "mend what is named above"},
 	} {
 		root := &cobra.Command{Use: "lifeboat"}
@@ -44,6 +49,34 @@ func TestStateAndNextStep(t *testing.T) {
 		state, next := x.Explain()
 		if state != tc.state || !strings.Contains(strings.Join(next, "\n"), tc.next) {
 			t.Errorf("%s, %v: %q, %q", tc.command, tc.err, state, next)
+		}
+	}
+}
+
+// TestUnread: what nobody reads any more is no failure of a command that changes
+// nothing, and stays one of any other.
+func TestUnread(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		command string
+		path    string
+		err     error
+		code    int
+	}{
+		{"ls", os.Stdout.Name(), unix.EPIPE, codeUnread},
+		{"ls", os.Stdout.Name(), unix.ENOSPC, codeFailed},
+		{"ls", "/a/socket", unix.EPIPE, codeFailed},
+		{"snapshot", os.Stdout.Name(), unix.EPIPE, codeFailed},
+	} {
+		root := &cobra.Command{Use: "lifeboat"}
+		cmd := &cobra.Command{Use: tc.command}
+		root.AddCommand(cmd)
+		var out, said strings.Builder
+		a := newApp(process{out: &out, err: &said, env: func(string) string { return "" }})
+		a.cmd = cmd
+		code := a.finish(t.Context(), fmt.Errorf("answer: %w", &fs.PathError{Op: "write", Path: tc.path, Err: tc.err}))
+		if code != tc.code || (said.String() == "") != (code == codeUnread) {
+			t.Errorf("%+v: exit code %d, said %q", tc, code, said.String())
 		}
 	}
 }
