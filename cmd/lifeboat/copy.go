@@ -298,7 +298,7 @@ func (a *app) explainCopy(dst source, err error) error {
 	case errors.Is(err, repo.ErrOtherRepository):
 		return ui.Explained{
 			What: err.Error(), State: "nothing was changed there",
-			Next: []string{"name another repository with --to", "where the mirror has taken the place of the registry, copy the other way: --repo " + location(dst.url) + " --to " + location(a.lastSource.url)}, Err: err,
+			Next: []string{"name another repository with --to", "where it is a mirror of this one and has key records that are gone here: lifeboat repair --from " + location(dst.url) + ", then the same command again", "where the mirror has taken the place of the registry, copy the other way: --repo " + location(dst.url) + " --to " + location(a.lastSource.url)}, Err: err,
 		}
 	}
 	return a.explainRegistry(dst, state, err)

@@ -49,16 +49,8 @@ func TestRepairOfKeyRecord(t *testing.T) {
 	if stderr := p.run(0, "snapshots", "shop").stderr; !strings.Contains(stderr, "key.1") || !strings.Contains(stderr, "lifeboat repair") {
 		t.Errorf("with what this host keeps:\n%s", stderr)
 	}
-	removed := 0
-	err := filepath.WalkDir(p.dir, func(name string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() && filepath.Base(filepath.Dir(name)) == "keys" {
-			removed++
-			err = os.Remove(name)
-		}
-		return err
-	})
-	if err != nil || removed != 1 {
-		t.Fatalf("%d key records were kept, %v", removed, err)
+	if removed := p.dropKept(); removed != 1 {
+		t.Fatalf("%d key records were kept", removed)
 	}
 	if stderr := p.run(1, "snapshots", "shop").stderr; !strings.Contains(stderr, "lifeboat repair --from") {
 		t.Errorf("without:\n%s", stderr)
@@ -78,4 +70,69 @@ func TestRepairOfKeyRecord(t *testing.T) {
 		t.Fatalf("%+v", done.Steps)
 	}
 	p.do(0, &checkAnswer{}, "check", "--repo", mirror.URL("dr"))
+}
+
+// dropKept removes the key records that a host keeps.
+func (p place) dropKept() (removed int) {
+	p.t.Helper()
+	err := filepath.WalkDir(p.dir, func(name string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() && filepath.Base(filepath.Dir(name)) == "keys" {
+			removed++
+			err = os.Remove(name)
+		}
+		return err
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return removed
+}
+
+// The newest key record is gone at the registry: each command leads to repair, which
+// puts it back from this host or from the mirror; accepting an older state does not
+// give it up.
+func TestRepairOfNewestKeyRecord(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	for _, tt := range []struct {
+		newest string
+		change []string
+	}{
+		{"key.2", []string{"kit", "--out", p.path("second.txt")}}, // the same key generation
+		{"key.3", []string{"key", "rotate"}},
+	} {
+		p.run(0, tt.change...)
+		p.store(reg, "shop", 1)
+		mirror := copyRegistry(t, reg)
+		p.lose(reg, tt.newest)
+		for _, args := range [][]string{{"snapshots"}, {"key", "rotate"}, {"snapshots", "--accept-older"}} {
+			var refused said
+			p.do(codeFailed, &refused, args...)
+			if !strings.Contains(refused.next(), "lifeboat repair  (") || !strings.Contains(refused.Error.Message, tt.newest) {
+				t.Errorf("%v: %+v", args, refused.Error)
+			}
+		}
+		var done repairAnswer
+		p.do(0, &done, "repair", "--dry-run")
+		p.do(0, &done, "repair")
+		if len(done.Steps) != 1 || done.Steps[0].Tag != tt.newest || done.Steps[0].Error != "" {
+			t.Fatalf("%+v", done.Steps)
+		}
+		p.do(0, &checkAnswer{}, "check")
+
+		p.lose(reg, tt.newest)
+		if p.dropKept() == 0 {
+			t.Fatal("no key record was kept")
+		}
+		if stderr := p.run(1, "repair").stderr; !strings.Contains(stderr, "repair --from URL") {
+			t.Errorf("without a copy:\n%s", stderr)
+		}
+		p.do(0, &done, "repair", "--from", mirror.URL("dr"))
+		if len(done.Steps) != 1 || done.Steps[0].Tag != tt.newest || done.Steps[0].Error != "" {
+			t.Fatalf("%+v", done.Steps)
+		}
+		p.do(0, &checkAnswer{}, "check")
+	}
 }

@@ -97,6 +97,7 @@ func (a *app) runRepair(ctx context.Context, f repairFlags) error {
 	if src.keysFrom, err = a.keysFrom(src, f.from.urls); err != nil {
 		return err
 	}
+	src.repairs = true
 	w, err := a.openSourceSigning(ctx, src) // what it puts together is signed
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ import (
 	"lifeboat/internal/site"
 	"lifeboat/internal/store"
 	"lifeboat/internal/store/ocistore"
+	"lifeboat/internal/suggest"
 	"lifeboat/internal/ui"
 )
 
@@ -47,6 +48,8 @@ type source struct {
 	// keysFrom are registries whose key records open the repository where its own
 	// are damaged (repair).
 	keysFrom []address
+	// repairs: it is opened to be repaired; what this host keeps of key records counts.
+	repairs  bool
 	expect   *repo.Expected
 	marks    map[string]dr.Number
 	limits   config.Limits
@@ -189,7 +192,7 @@ func (a *app) openRepo(ctx context.Context, w *world, host *repo.HostKey) (*repo
 	r, err := repo.Open(ctx, w.store, repo.OpenOptions{
 		Local:      a.local(src),
 		Identities: src.identities, Passphrase: src.passphrase, Host: host, HostName: string(w.site), AcceptOlder: a.flags.acceptOlder,
-		Expect: src.expect, KeysFrom: keysFrom, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
+		Expect: src.expect, KeysFrom: keysFrom, ForRepair: src.repairs, Marks: src.marks, Log: a.Log(), Notice: func(s string) { a.UI().Note("%s", s) },
 	})
 	return r, a.explainOpen(src, err)
 }
@@ -395,6 +398,8 @@ func (a *app) explainOpen(src source, err error) error {
 			next = append(next, nextKeysDamaged(src)...)
 		}
 		return ui.Explained{What: err.Error(), State: untouched, Next: next, Err: err}
+	case errors.Is(err, repo.ErrKeyKept):
+		return ui.Explained{What: err.Error(), State: untouched, Next: a.nextKeyKept(src), Err: err}
 	case errors.Is(err, repo.ErrKeysDamaged):
 		return ui.Explained{What: err.Error(), State: untouched, Next: nextKeysDamaged(src), Err: err}
 	case errors.Is(err, repo.ErrContradicting):
@@ -417,6 +422,18 @@ func (a *app) explainOpen(src source, err error) error {
 		}
 	}
 	return a.explainRegistry(src, untouched, err)
+}
+
+// nextKeyKept leads on where this host keeps a key record that the registry lacks.
+func (a *app) nextKeyKept(src source) []string {
+	repair := "lifeboat repair"
+	if cfg, err := a.Config(); err != nil || location(cfg.Repo) != location(src.url) {
+		repair = suggest.Command("lifeboat", "repair", "--repo", location(src.url))
+	}
+	return []string{
+		repair + "  (puts the key record back from what this host keeps; with a login that has the access role operator)",
+		"if the registry was restored from a backup of its own: accept the older state of the rest after that (--accept-older)",
+	}
 }
 
 // nextKeysDamaged leads on from a repository that does not open because of its key

@@ -40,7 +40,17 @@ func (r *Repo) checkDense(ctx context.Context, c Class, f *findings) error {
 		if squatted[t.String()] && t.Number > marks[t.prefix()] {
 			continue
 		}
-		missing(t.Number)
+		upTo := t.Number
+		if c == ClassKey && next.Number < t.Number {
+			after, err := r.follows(ctx, t)
+			if err != nil {
+				return err
+			}
+			if after > 0 { // those between were given up
+				upTo = after + 1
+			}
+		}
+		missing(upTo)
 		next = t.next()
 	}
 	if mark := marks[next.prefix()]; next.Number <= mark {

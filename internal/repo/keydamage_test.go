@@ -163,11 +163,21 @@ func TestKeptKeyRecords(t *testing.T) {
 	if _, err := open(t, b.Store, b.Options("main")); !errors.Is(err, repo.ErrKeysDamaged) {
 		t.Fatalf("%v", err)
 	}
-	// Accepted, it does not come back.
+	// It is not given up while this host keeps it. Accepted, it does not come back.
 	fork := b.Fork()
 	o := fork.Options("main")
 	dropKept(t, fork.Options("other"))
 	o.AcceptOlder = true
+	if _, err := open(t, fork.Store, o); !errors.Is(err, repo.ErrKeyKept) {
+		t.Fatalf("%v", err)
+	}
+	for _, name := range keptOf(t, o) {
+		if filepath.Base(name) == "key.2" {
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	r, err := open(t, fork.Store, o)
 	if err != nil {
 		t.Fatal(err)
@@ -254,4 +264,181 @@ func TestSquattedKeyTags(t *testing.T) {
 	if _, err := open(t, b.Store, b.Options("third")); !errors.Is(err, repo.ErrContradicting) || !errors.Is(err, dr.ErrTampered) {
 		t.Errorf("%v", err)
 	}
+}
+
+// The newest key record is gone from the registry. Everything refuses and says that
+// this host keeps it; repair opens with what this host keeps, or with what a mirror
+// has, and puts the same bytes back. (Invariants 5 and 11.)
+func TestRepairOfTheNewestKeyRecord(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name   string
+		change func(*testing.T, *repo.Repo)
+		kept   bool // the host keeps its key records
+		from   bool // an exact copy is named
+		accept bool // and the operator accepts an older state at once
+	}{
+		{"added, this host", addOne, true, false, false},
+		{"added, a mirror", addOne, false, true, false},
+		{"added, this host, accepting", addOne, true, false, true},
+		{"rotated, this host", rotateOnce, true, false, false},
+		{"rotated, a mirror", rotateOnce, false, true, false},
+		{"rotated, this host, accepting", rotateOnce, true, false, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			b := repotest.NewBed(t)
+			main := b.Host("main")
+			tc.change(t, main)
+			units := content(1, 5)
+			s := mustSnapshot(t, main, "shop", nil, units)
+			copied := b.Store.Clone()
+			vanishTag(t, b.Store, "key.2")
+			o := b.Options("main")
+			if !tc.kept {
+				dropKept(t, o)
+			}
+			_, err := open(t, b.Store, o)
+			if !errors.Is(err, repo.ErrKeysDamaged) || !errors.Is(err, dr.ErrTampered) || errors.Is(err, repo.ErrKeyKept) != tc.kept {
+				t.Fatalf("without repair: %v", err)
+			}
+			o.ForRepair, o.AcceptOlder = true, tc.accept
+			var from []repo.RepairSource
+			if tc.from {
+				o.KeysFrom = []repo.KeySource{{Location: "mem://copy", Store: copied}}
+				from = []repo.RepairSource{{Name: "copy", Exact: copied}}
+			}
+			r, err := open(t, b.Store, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res, err := r.Repair(t.Context(), repo.RepairOptions{From: from})
+			if err != nil || !res.Healed() || len(res.Steps) != 1 || res.Steps[0].Tag != "key.2" {
+				t.Fatalf("%+v, %v", res, err)
+			}
+			want, _ := copied.GetManifest(t.Context(), "key.2")
+			if have, err := b.Store.GetManifest(t.Context(), "key.2"); err != nil || cmp.Diff(want, have) != "" {
+				t.Fatalf("not what it was: %v", err)
+			}
+			mustHold(t, b.Host("another"), s, units)
+		})
+	}
+}
+
+func addOne(t *testing.T, r *repo.Repo) {
+	t.Helper()
+	if err := r.AddKey(t.Context(), passphraseOf(t, "spare")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func rotateOnce(t *testing.T, r *repo.Repo) {
+	t.Helper()
+	if err := r.RotateKey(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The host has never used the address, and knows the repository from another: what it
+// keeps opens it all the same.
+func TestRepairOfTheNewestKeyRecordAtAnotherAddress(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	rotateOnce(t, b.Host("main"))
+	s := mustSnapshot(t, b.Host("main"), "shop", nil, content(1, 3))
+	vanishTag(t, b.Store, "key.2")
+	o := b.Options("main")
+	o.Location = "mem://elsewhere"
+	if _, err := open(t, b.Store, o); !errors.Is(err, repo.ErrKeyKept) {
+		t.Fatalf("%v", err)
+	}
+	o.ForRepair = true
+	r, err := open(t, b.Store, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if res, err := r.Repair(t.Context(), repo.RepairOptions{}); err != nil || !res.Healed() {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	mustHold(t, b.Host("another"), s, content(1, 3))
+}
+
+// Accepting an older state gives up no key record that this host keeps. Where nothing
+// has it any more, what is given up is told, and neither its number nor that of its
+// key generation is given to another: who has it still is not contradicted.
+func TestAcceptedKeyNumbersAreGivenToNobodyElse(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	main := b.Host("main")
+	addOne(t, main) // key.2
+	if err := main.RemoveKey(t.Context(), "spare", nil); err != nil {
+		t.Fatal(err) // key.3, generation 2
+	}
+	mustSnapshot(t, main, "shop", nil, content(1, 3))
+	mirror := b.Store.Clone()
+	vanishTag(t, b.Store, "key.2")
+	vanishTag(t, b.Store, "key.3")
+
+	o := b.Options("main")
+	o.AcceptOlder = true
+	if _, err := open(t, b.Store, o); !errors.Is(err, repo.ErrKeyKept) || !errors.Is(err, repo.ErrKeysDamaged) || !strings.Contains(err.Error(), "lifeboat repair") {
+		t.Fatalf("%v", err)
+	}
+	if n := len(keptOf(t, o)); n != 3 {
+		t.Fatalf("%d are kept", n)
+	}
+	dropKept(t, o)
+	var notices []string
+	o.Notice = func(s string) { notices = append(notices, s) }
+	r, err := open(t, b.Store, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.Join(notices, "\n"), "key records after number 1 are given up") {
+		t.Errorf("told %q", notices)
+	}
+	// The snapshot is named as what it is, and not left out in silence.
+	if problems, err := r.Check(t.Context()); err != nil || !strings.Contains(joined(problems), "newer") {
+		t.Errorf("%v, %v", problems, err)
+	}
+	rotateOnce(t, r)
+	if _, err := b.Store.ResolveTag(t.Context(), "key.4"); err != nil {
+		t.Fatalf("the next key record: %v", err)
+	}
+	_, gen, err := b.Host("main").Keys(t.Context())
+	if err != nil || gen != 3 {
+		t.Fatalf("generation %d, %v", gen, err)
+	}
+	rotateOnce(t, b.Host("main"))
+	for _, name := range []string{"main", "newcomer"} {
+		problems, err := b.Host(name).Check(t.Context())
+		if err != nil || strings.Contains(joined(problems), "key.") && strings.Contains(joined(problems), "the record is missing") {
+			t.Errorf("%s: %v, %v", name, problems, err)
+		}
+	}
+	// A process that was running when the older state was accepted follows.
+	if _, gen, err := r.Keys(t.Context()); err != nil || gen != 4 {
+		t.Errorf("generation %d, %v", gen, err)
+	}
+
+	// The mirror's old records contradict nothing: they come back, and it goes on.
+	from := []repo.RepairSource{{Name: "mirror", Exact: mirror}}
+	last := b.Host("main")
+	if _, err := last.Repair(t.Context(), repo.RepairOptions{From: from}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Store.ResolveTag(t.Context(), "key.3"); err != nil {
+		t.Error(err)
+	}
+	if _, err := last.MirrorTo(t.Context(), mirror, repo.MirrorOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func joined(problems []repo.Problem) string {
+	var out []string
+	for _, p := range problems {
+		out = append(out, p.String())
+	}
+	return strings.Join(out, "\n")
 }

@@ -155,7 +155,7 @@ func (r *Repo) RemoveKey(ctx context.Context, name string, rewrap Rewrap) error 
 		if len(rest) == 0 {
 			return nil, nil, fmt.Errorf("it is the last one; nobody could open the repository: %w", dr.ErrUsage)
 		}
-		return rotated(s, rest, rewrap)
+		return r.rotated(s, rest, rewrap)
 	})
 }
 
@@ -178,13 +178,19 @@ func SameKey(keys []KeyInfo, name string) (names []string) {
 // RotateKey starts a key generation for the same recipients.
 func (r *Repo) RotateKey(ctx context.Context, rewrap Rewrap) error {
 	return r.changeKeys(ctx, "rotate key", func(k *seal.KeyRecord, s *seal.Secret) (*seal.Secret, []seal.Wrap, error) {
-		return rotated(s, k.Wraps, rewrap)
+		return r.rotated(s, k.Wraps, rewrap)
 	})
 }
 
-// rotated starts a generation and wraps it for the recipients of old wraps.
-func rotated(s *seal.Secret, old []seal.Wrap, rewrap Rewrap) (*seal.Secret, []seal.Wrap, error) {
-	next, err := s.Rotated()
+// rotated starts a generation and wraps it for the recipients of old wraps. It has a
+// number that no key had that was given up: who has seen that one takes no other for
+// it.
+func (r *Repo) rotated(s *seal.Secret, old []seal.Wrap, rewrap Rewrap) (*seal.Secret, []seal.Wrap, error) {
+	given, err := r.state.givenGeneration()
+	if err != nil {
+		return nil, nil, err
+	}
+	next, err := s.RotatedAfter(given)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -231,10 +237,14 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	number := k.number
+	number, err := r.state.givenUp(Tag{Class: ClassKey}.prefix())
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	number = max(number, k.number)
 	for range maxLost {
 		number++
-		rec, err := r.putKeyRecord(ctx, secret, number, wraps)
+		rec, err := r.putKeyRecord(ctx, secret, number, k.number, wraps)
 		if err == nil {
 			return r.adoptCopy(secret, rec)
 		}
@@ -254,10 +264,13 @@ func (r *Repo) changeKeys(ctx context.Context, what string, change func(*seal.Ke
 	return fmt.Errorf("%s: %d numbers in a row hold something that is no key record of this repository; have an operator delete those tags: %w", what, maxLost, dr.ErrHeld)
 }
 
-// putKeyRecord writes and reads back a key record.
-func (r *Repo) putKeyRecord(ctx context.Context, s *seal.Secret, n dr.Number, wraps []seal.Wrap) (*keyCopy, error) {
+// putKeyRecord writes and reads back a key record, which follows number after.
+func (r *Repo) putKeyRecord(ctx context.Context, s *seal.Secret, n, after dr.Number, wraps []seal.Wrap) (*keyCopy, error) {
 	t := Tag{Class: ClassKey, Number: n}
-	raw, err := seal.EncodeKeyRecord(s, n, wraps)
+	if after+1 == n {
+		after = 0 // needs no saying
+	}
+	raw, err := seal.EncodeKeyRecordAfter(s, n, after, wraps)
 	if err != nil {
 		return nil, err
 	}

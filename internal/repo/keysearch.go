@@ -15,11 +15,8 @@ import (
 // them; later one question tells that nothing changed.
 func (r *Repo) refreshKeys(ctx context.Context) error {
 	if k := r.keys.Load(); k != nil {
-		next := Tag{Class: ClassKey, Number: k.number + 1}
-		if _, err := r.st.ResolveTag(ctx, next.String()); errors.Is(err, store.ErrNotFound) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("look for a newer key record: %w", err)
+		if newer, err := r.newerKey(ctx, k.number); err != nil || !newer {
+			return err
 		}
 		if len(r.opts.Identities) == 0 && r.opts.Passphrase == nil {
 			return nil // made by Create: only a repository opened anew can follow
@@ -34,11 +31,38 @@ func (r *Repo) refreshKeys(ctx context.Context) error {
 		s.places = append(s.places, r.keptKeys(p.Repo))
 	}
 	err = s.begin(ctx)
-	if err == nil || len(r.opts.KeysFrom) == 0 || !errors.Is(err, ErrKeysDamaged) {
+	switch {
+	case err == nil || !errors.Is(err, ErrKeysDamaged):
 		return err
+	case !r.opts.repairs():
+		return s.tellKept(err)
 	}
-	// What is to be repaired is what opens it: other registries are asked, too.
+	// What is to be repaired is what opens it: all that this host keeps counts, and
+	// other registries are asked, too.
 	return s.elsewhere(ctx, err)
+}
+
+// newerKey asks whether there is a newer key record than number n: the next one, or
+// the first after those that were given up.
+func (r *Repo) newerKey(ctx context.Context, n dr.Number) (bool, error) {
+	given, err := r.state.givenUp(Tag{Class: ClassKey}.prefix())
+	if err != nil {
+		return false, err
+	}
+	next := []dr.Number{n + 1}
+	if given > n {
+		next = append(next, given+1)
+	}
+	for _, n := range next {
+		_, err := r.st.ResolveTag(ctx, Tag{Class: ClassKey, Number: n}.String())
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return false, fmt.Errorf("look for a newer key record: %w", err)
+		}
+	}
+	return false, nil
 }
 
 // maxKeyReads bounds how many key records are read, newest first: anybody with a
@@ -60,8 +84,12 @@ type keySearch struct {
 	pin  *pin
 	// places have copies of key records that the registry's own cannot be read of;
 	// all says that those count, too, that the registry does not list.
-	places   []keyPlace
-	all      bool
+	places []keyPlace
+	all    bool
+	// strict: generations that are known have to be there, whatever is accepted.
+	strict   bool
+	listed   []Tag     // in the registry
+	opened   dr.RepoID // of the record that was taken
 	problems []Problem
 	mismatch error // opened, but not the repository that is known
 	wrong    error // does not open with the key at hand
@@ -79,6 +107,7 @@ func (s *keySearch) begin(ctx context.Context) error {
 		return fmt.Errorf("list key records: %w", err)
 	}
 	tags, _ := parseTags(names) // the others are ordinary tags (docs/adr/0001)
+	s.listed = tags
 	switch {
 	case len(tags) == 0:
 		if tags, err = s.withoutAny(ctx); err != nil {
@@ -258,7 +287,7 @@ func (s *keySearch) known(secret *seal.Secret) error {
 func (s *keySearch) hasKeys(secret *seal.Secret, known map[seal.Generation]string, who string) error {
 	for g, want := range known {
 		w, ok := secret.Witness(g)
-		if !ok && s.repo.opts.AcceptOlder {
+		if !ok && s.repo.opts.AcceptOlder && !s.strict {
 			continue
 		}
 		if !ok && store.Lagging(s.repo.st) {
@@ -290,6 +319,7 @@ func (s *keySearch) take(ctx context.Context, secret *seal.Secret, found *keyCop
 		}
 	}
 	s.report()
+	s.opened = secret.Repo()
 	return s.repo.adoptCopy(secret, found, s.sound...)
 }
 

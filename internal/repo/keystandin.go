@@ -60,7 +60,10 @@ func (k KeySource) place(p *pin) keyPlace {
 // all that this host keeps, after it did not open with its own: err says why.
 func (s *keySearch) elsewhere(ctx context.Context, err error) error {
 	r := s.repo
-	again := keySearch{repo: r, pin: s.pin, places: s.places, all: true}
+	again := keySearch{repo: r, pin: s.pin, places: s.places, all: true, strict: true}
+	if s.pin == nil && s.opened != (dr.RepoID{}) {
+		again.places = append(again.places, r.keptKeys(s.opened)) // known from another address
+	}
 	for _, k := range r.opts.KeysFrom {
 		p, perr := r.state.loadPin(k.Location)
 		if perr != nil {
@@ -68,7 +71,12 @@ func (s *keySearch) elsewhere(ctx context.Context, err error) error {
 		}
 		again.places = append(again.places, k.place(p))
 	}
+	loose := again
 	aerr := again.begin(ctx)
+	if errors.Is(aerr, ErrKeysDamaged) && r.opts.AcceptOlder {
+		loose.strict = false // nothing has what was seen: that is what is accepted
+		aerr = loose.begin(ctx)
+	}
 	if aerr != nil && ctx.Err() == nil && errors.Is(aerr, ErrKeysDamaged) {
 		return fmt.Errorf("%w; nor with those of the other registries that were named", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/seal"
 	"lifeboat/internal/store"
 )
 
@@ -29,9 +30,12 @@ type marks struct {
 	Seen map[string]digest.Digest `json:"seen"`
 	// Own are the highest numbers that this host itself has given to snapshots.
 	Own map[string]dr.Number `json:"own,omitempty"`
-	// Given are the highest numbers that snapshots had when an older state was
-	// accepted: nothing else gets one of them.
+	// Given are the highest numbers that snapshots and key records had when an older
+	// state was accepted: nothing else gets one of them.
 	Given map[string]dr.Number `json:"given,omitempty"`
+	// Generation is the highest key generation that there was then: no other key gets
+	// one of those numbers.
+	Generation seal.Generation `json:"generation,omitempty"`
 	// Setbacks are the older states that were shown and that nobody has accepted.
 	Setbacks map[string][]setback `json:"setbacks,omitempty"`
 }
@@ -197,18 +201,42 @@ func (s *state) allMarks() (all map[string]dr.Number, err error) {
 	return all, err
 }
 
-// resetMarks forgets all marks. The numbers that snapshots had are not given to
-// others all the same, unless there would be none left (TestNumbersAreUsedUp).
-func (s *state) resetMarks() error {
+// givenUp returns the highest number that there was under a tag prefix when an older
+// state was accepted, 0 for none.
+func (s *state) givenUp(prefix string) (n dr.Number, err error) {
+	err = s.locked(func() error {
+		m, err := s.loadMarks()
+		n = m.Given[prefix]
+		return err
+	})
+	return n, err
+}
+
+// givenGeneration returns the highest key generation that there was when an older
+// state was accepted, 0 for none.
+func (s *state) givenGeneration() (g seal.Generation, err error) {
+	err = s.locked(func() error {
+		m, err := s.loadMarks()
+		g = m.Generation
+		return err
+	})
+	return g, err
+}
+
+// resetMarks forgets all marks. The numbers that snapshots and key records had, here
+// and as far as a kit knows, and key generations up to g are not given to others all
+// the same, unless there would be none left (TestNumbersAreUsedUp).
+func (s *state) resetMarks(kit map[string]dr.Number, g seal.Generation) error {
 	return s.locked(func() error {
 		old, err := s.loadMarks()
 		if err != nil && !errors.Is(err, errMarksDamaged) {
 			return err
 		}
 		m := newMarks()
-		for _, numbers := range []map[string]dr.Number{old.Given, old.Numbers} {
+		m.Generation = max(old.Generation, g)
+		for _, numbers := range []map[string]dr.Number{old.Given, old.Numbers, kit} {
 			for prefix, n := range numbers {
-				if t, err := ParseTag(prefix + "1"); err == nil && t.Class == ClassSnapshot && n < maxNumber {
+				if t, err := ParseTag(prefix + "1"); err == nil && (t.Class == ClassSnapshot || t.Class == ClassKey) && n < maxNumber {
 					m.Given[prefix] = max(m.Given[prefix], n)
 				}
 			}

@@ -52,7 +52,7 @@ func (s *state) copyTo(base string) (*state, error) {
 	err := s.locked(func() error {
 		c.firm, c.fresh, c.kept = maps.Clone(s.firm), maps.Clone(s.fresh), s.kept
 		if s.dir == "" {
-			c.mem = marks{maps.Clone(s.mem.Numbers), maps.Clone(s.mem.Seen), maps.Clone(s.mem.Own), maps.Clone(s.mem.Given), maps.Clone(s.mem.Setbacks)}
+			c.mem = marks{maps.Clone(s.mem.Numbers), maps.Clone(s.mem.Seen), maps.Clone(s.mem.Own), maps.Clone(s.mem.Given), s.mem.Generation, maps.Clone(s.mem.Setbacks)}
 			c.pending, c.read, c.lost = maps.Clone(s.pending), maps.Clone(s.read), maps.Clone(s.lost)
 			c.unused, c.small = maps.Clone(s.unused), maps.Clone(s.small)
 			return nil

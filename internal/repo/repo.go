@@ -84,10 +84,14 @@ type OpenOptions struct {
 	KeysFrom []KeySource
 	// Marks are numbers known to exist (Repo.Marks, from a recovery kit).
 	Marks map[string]dr.Number
+	// ForRepair: key records that this host keeps open the repository also where the
+	// registry does not list them, for whoever repairs it. KeysFrom imply it.
+	ForRepair bool
 	// AcceptOlder forgets the marks of this host, and Marks: what the repository
 	// shows now is taken as its newest state. The operator decides that, after a registry
-	// was restored from a backup of its own, say. Numbers of snapshots that were seen
-	// are given to no others all the same.
+	// was restored from a backup of its own, say. Numbers of snapshots and
+	// of key records that were seen are given to no others all the same. It is refused
+	// (ErrKeysDamaged) while this host keeps a newer key record than is shown.
 	AcceptOlder bool
 	// Log may be nil; Notice receives lines for the operator, may be nil.
 	Log    *slog.Logger
@@ -161,7 +165,7 @@ func (r *Repo) create(ctx context.Context, recipients []seal.Recipient) error {
 	if err := r.putEmpty(ctx); err != nil {
 		return err
 	}
-	rec, err := r.putKeyRecord(ctx, secret, 1, wraps)
+	rec, err := r.putKeyRecord(ctx, secret, 1, 0, wraps)
 	if errors.Is(err, store.ErrTagTaken) {
 		return fmt.Errorf("somebody else created it at the same time: %w: %w", dr.ErrHeld, err)
 	}
@@ -277,7 +281,7 @@ func (r *Repo) Witnesses() map[seal.Generation]string { return witnesses(r.keyri
 
 func witnesses(s *seal.Secret) map[seal.Generation]string {
 	out := map[seal.Generation]string{}
-	for g := seal.Generation(1); g <= s.Generation(); g++ {
+	for _, g := range s.Generations() {
 		if w, ok := s.Witness(g); ok {
 			out[g] = fmt.Sprintf("%x", w)
 		}
@@ -339,12 +343,15 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 		return err
 	}
 	p := pin{Location: r.opts.Location, Repo: s.Repo(), Fingerprint: s.Fingerprint(), Witnesses: witnesses(s)}
+	old, err := r.state.loadPin(r.opts.Location)
+	if err != nil {
+		return err
+	}
 	if r.ring.Load() == nil {
 		// Before anything is compared: what the kit knows counts for the key record,
 		// too.
-		var err error
 		if r.opts.AcceptOlder {
-			err = errors.Join(r.state.resetMarks(), r.state.forgetKeptAbove(s.Repo(), rec.Number))
+			err = r.acceptShown(s, rec, old)
 		} else {
 			if err = r.state.recall(); err == nil { // else both say the same
 				err = r.trustKit()
@@ -354,8 +361,7 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 			return err
 		}
 	}
-	old, err := r.state.loadPin(r.opts.Location)
-	if err != nil {
+	if err := r.checkNewestKey(rec); err != nil {
 		return err
 	}
 	if old != nil && store.Lagging(r.st) {
@@ -371,9 +377,5 @@ func (r *Repo) adopt(s *seal.Secret, rec *seal.KeyRecord) error {
 	}
 	r.ring.Store(seal.NewRing(s))
 	r.keys.Store(&keyState{number: rec.Number, record: rec})
-	before, err := r.state.allMarks()
-	if err != nil {
-		return err
-	}
-	return r.checkMark(before, Tag{Class: ClassKey}.prefix(), rec.Number, 0)
+	return nil
 }

@@ -134,6 +134,10 @@ type KeyRecord struct {
 	// a new one.
 	Number     dr.Number  `json:"number"`
 	Generation Generation `json:"generation"`
+	// After is the number of the record that this one follows, where that is not the
+	// one before: the numbers between were squatted, or given up when an older state
+	// was accepted. Zero where it needs no saying.
+	After dr.Number `json:"after,omitempty"`
 	// Created is when the record was made, by the clock of who made it: for
 	// people. Zero in records of earlier versions.
 	Created time.Time `json:"created,omitzero"`
@@ -145,7 +149,13 @@ type KeyRecord struct {
 // EncodeKeyRecord returns the JSON of a record that carries s in the given
 // wraps, with its MAC as the last member.
 func EncodeKeyRecord(s *Secret, number dr.Number, wraps []Wrap) ([]byte, error) {
-	k := KeyRecord{Format: KeyRecordFormat, Repo: s.repo, Number: number, Generation: s.generation, Created: time.Now().UTC().Truncate(time.Second), Wraps: wraps}
+	return EncodeKeyRecordAfter(s, number, 0, wraps)
+}
+
+// EncodeKeyRecordAfter is EncodeKeyRecord of a record that follows number after
+// (KeyRecord.After).
+func EncodeKeyRecordAfter(s *Secret, number, after dr.Number, wraps []Wrap) ([]byte, error) {
+	k := KeyRecord{Format: KeyRecordFormat, Repo: s.repo, Number: number, After: after, Generation: s.generation, Created: time.Now().UTC().Truncate(time.Second), Wraps: wraps}
 	if err := k.check(); err != nil {
 		return nil, fmt.Errorf("key record: %w: %w", err, dr.ErrUsage)
 	}
@@ -191,6 +201,9 @@ func ParseKeyRecord(raw []byte) (*KeyRecord, error) {
 func (k *KeyRecord) check() error {
 	if k.Generation == 0 || k.Number == 0 {
 		return errors.New("number or generation is zero")
+	}
+	if k.After != 0 && k.After >= k.Number {
+		return errors.New("it says to follow a later record")
 	}
 	if len(k.Wraps) == 0 || len(k.Wraps) > maxWraps {
 		return fmt.Errorf("%d wraps, want 1 to %d", len(k.Wraps), maxWraps)

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 
 	"github.com/zeebo/blake3"
@@ -71,12 +72,19 @@ func NewSecret() *Secret {
 
 // Rotated returns a secret with one more data key, which seals what is new from
 // then on. All older keys are kept: what they sealed stays readable.
-func (s *Secret) Rotated() (*Secret, error) {
+func (s *Secret) Rotated() (*Secret, error) { return s.RotatedAfter(0) }
+
+// RotatedAfter is Rotated with a generation above given: one whose key was given up
+// is not used for another key (docs/format.md, Keys).
+func (s *Secret) RotatedAfter(given Generation) (*Secret, error) {
 	if len(s.dataKeys) >= maxGenerations {
 		return nil, fmt.Errorf("start a key generation: the repository has %d already, the most it can have", len(s.dataKeys))
 	}
 	n := *s
-	n.generation++
+	n.generation = max(n.generation, given) + 1
+	if n.generation == 0 {
+		return nil, errors.New("start a key generation: no number is left for it")
+	}
 	n.dataKeys = maps.Clone(s.dataKeys)
 	n.dataKeys[n.generation] = randomKey()
 	return &n, nil
@@ -87,6 +95,9 @@ func (s *Secret) Repo() dr.RepoID { return s.repo }
 
 // Generation is the number of the newest data key.
 func (s *Secret) Generation() Generation { return s.generation }
+
+// Generations are the numbers of its data keys, which need not be dense.
+func (s *Secret) Generations() []Generation { return slices.Sorted(maps.Keys(s.dataKeys)) }
 
 // CutKey is the key of content-defined cutting and of path hashes. It is secret.
 func (s *Secret) CutKey() [32]byte { return s.cutKey }
