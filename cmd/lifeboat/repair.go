@@ -42,7 +42,9 @@ the end are to be forgotten; the head of a system's line stays even then. What
 cannot be mended is told file by file. It can be run again at any time.
 
 Damage that only reading shows is mended if this host has found it before (lifeboat
-verify), or with --read.
+verify), or with --read. It begins again until nothing changes any more, and looks in
+the end whether every snapshot has all of its units, for which it reads their lists of
+files.
 
 Exit codes: 0 everything is whole, 3 mended in part, 1 nothing could be mended; with
 --dry-run they are those that the real run would have. The login needs the access

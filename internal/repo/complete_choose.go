@@ -30,8 +30,9 @@ func (inv *inventory) newest() map[digest.Digest]bool {
 }
 
 // check looks at the descriptions of all snapshots, and whether the newest of each
-// system is complete, and those that this host found not to be before.
-func (c *completeness) check(ctx context.Context, known map[digest.Digest]bool) error {
+// system is complete, and those that this host found not to be before; with proven,
+// whether all are that are not in it.
+func (c *completeness) check(ctx context.Context, proven map[digest.Digest]bool) error {
 	if err := c.repo.checkRoots(ctx, c.inv, c.f); err != nil {
 		return err
 	}
@@ -43,7 +44,7 @@ func (c *completeness) check(ctx context.Context, known map[digest.Digest]bool) 
 		if err != nil {
 			return err
 		}
-		if slices.Contains(bad, raw) || newest[s.Digest] && !known[s.Digest] {
+		if slices.Contains(bad, raw) || (newest[s.Digest] || proven != nil) && !proven[s.Digest] {
 			list = append(list, s)
 		}
 	}
@@ -56,8 +57,8 @@ func (c *completeness) check(ctx context.Context, known map[digest.Digest]bool) 
 		case v == lacking, v == complete && slices.Contains(bad, raw):
 			c.repo.notePack(raw, v == complete)
 		}
-		if v == complete && known != nil {
-			known[s.Digest] = true
+		if v == complete && proven != nil {
+			proven[s.Digest] = true
 		}
 		return nil
 	})
@@ -109,6 +110,9 @@ func (v *reading) snapshots(ctx context.Context, resumed, now time.Time) (map[re
 			return err
 		}
 		if is == complete {
+			if v.opts.proven != nil {
+				v.opts.proven[s.Digest] = true
+			}
 			return log.Read(raw, v.opts.Now())
 		}
 		return log.Bad(raw, v.opts.Now())

@@ -33,10 +33,11 @@ type ExamineOptions struct {
 	// Progress is called after each pack that was read, and while catalogs are, never
 	// concurrently; may be nil.
 	Progress func(VerifyProgress)
-	// complete has the records of snapshots that were found complete before, which
-	// they are for good: each thing that says so is named by its digest. Without Read
-	// they are passed over, and what is found complete is added. May be nil.
-	complete map[digest.Digest]bool
+	// proven, if set, lets all snapshots be looked at for whether they are complete,
+	// not the newest of each system alone. It has the records of snapshots that were
+	// found complete before, which they are for good (what says so is named by its
+	// digest): those are passed over, and what is found complete is added.
+	proven map[digest.Digest]bool
 }
 
 // Examination is what Examine found. Its methods read from the repository that
@@ -103,7 +104,7 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 		if x.Reading, err = v.run(ctx); err != nil {
 			return nil, err
 		}
-	} else if err := newCompleteness(r, inv, f, x.harm).check(ctx, o.complete); err != nil {
+	} else if err := newCompleteness(r, inv, f, x.harm).check(ctx, o.proven); err != nil {
 		return nil, err
 	}
 	r.rememberLost(inv, x.harm)
@@ -273,140 +274,6 @@ func inParallel[T any](ctx context.Context, list []T, do func(context.Context, T
 	return errors.Join(g.Wait(), ctx.Err())
 }
 
-// structure looks at pack manifests and at what they name, without reading it.
-type structure struct {
-	repo  *Repo
-	inv   *inventory
-	f     *findings
-	harm  *harm
-	packs bool // packs are looked at here; else they are all read
-}
-
-// manifest checks one pack manifest and that its index and packs are there.
-func (c *structure) manifest(ctx context.Context, n need) error {
-	r := c.repo
-	d, err := r.st.ResolveTag(ctx, n.tag())
-	switch {
-	case err == nil && d != n.Digest:
-		c.f.add(Problem{Tag: n.tag(), Blob: n.Digest.String(), Err: tampered("the tag names %s", d)})
-	case errors.Is(err, store.ErrNotFound):
-		c.f.add(Problem{Tag: n.tag(), Blob: n.Digest.String(), Err: fmt.Errorf("the pack manifest has no tag, so a collector may delete it: %w", err)})
-	case err != nil && !about(err):
-		return err
-	}
-	m, err := r.st.GetManifest(ctx, n.Digest.String())
-	var pm *packManifest
-	if err == nil {
-		pm, err = decodePackManifest(m.Body)
-	}
-	if err != nil {
-		c.harm.manifest(n, n.Digest)
-		return c.concerns(n, n.Digest, err)
-	}
-	err = c.blob(ctx, n, pm.index)
-	if err == nil && r.knownBad(pm.index.Digest) {
-		err = c.indexAgain(ctx, pm) // for the cache of it says nothing of the stored one
-	}
-	if err != nil {
-		c.harm.manifest(n, pm.index.Digest)
-		return c.concerns(n, pm.index.Digest, err)
-	}
-	ix, err := r.idx.get(ctx, n)
-	if err != nil {
-		c.harm.manifest(n, pm.index.Digest)
-		return c.concerns(n, pm.index.Digest, err)
-	}
-	defer r.idx.put(ix)
-	if !c.packs {
-		return nil
-	}
-	for i, b := range pm.packs {
-		err := c.blob(ctx, n, b)
-		if err == nil && r.knownBad(b.Digest) {
-			// It was found damaged when it was read: it is as long as it is not read
-			// again and found sound.
-			err = c.again(ctx, ix, uint32(i))
-		}
-		if err == nil {
-			continue
-		}
-		if err := c.concerns(n, b.Digest, err); err != nil {
-			return err
-		}
-		if _, err := r.scan(ctx, ix, uint32(i), c.harm); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// indexAgain reads an index that was found damaged before.
-func (c *structure) indexAgain(ctx context.Context, pm *packManifest) error {
-	if err := c.repo.proveIndex(ctx, pm); err != nil {
-		return err
-	}
-	raw, err := rawDigest(pm.index.Digest)
-	if err == nil {
-		c.repo.notePack(raw, true)
-	}
-	return err
-}
-
-// again reads a pack that was found damaged before.
-func (c *structure) again(ctx context.Context, ix *index, pack uint32) error {
-	p, err := ix.Pack(pack)
-	if err != nil {
-		return err
-	}
-	if err = c.repo.readPack(ctx, packUse{ix, p}); err == nil {
-		c.repo.notePack(p.Digest, true)
-	}
-	return err
-}
-
-// concerns reports an error that speaks of one stored thing, and returns others.
-func (c *structure) concerns(n need, blob digest.Digest, err error) error {
-	return concerns(c.inv, c.f, n, blob, err)
-}
-
-func concerns(inv *inventory, f *findings, n need, blob digest.Digest, err error) error {
-	if !about(err) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
-	}
-	inv.report(f, n, blob, err)
-	return nil
-}
-
-// blob looks at each blob once.
-func (c *structure) blob(ctx context.Context, _ need, b blob) error {
-	if found, ok := c.inv.looked.Load(b); ok {
-		err, _ := found.(error)
-		return err
-	}
-	err := c.repo.lookAtBlob(ctx, b)
-	c.inv.looked.Store(b, err)
-	return err
-}
-
-// lookAtBlob asks for the last byte: a blob that was cut off has none there.
-func (r *Repo) lookAtBlob(ctx context.Context, b blob) error { return lookAtBlobOf(ctx, r.st, b) }
-
-func lookAtBlobOf(ctx context.Context, st store.Store, b blob) error {
-	ok, err := st.HasBlob(ctx, b.Digest)
-	if err == nil && !ok {
-		err = store.ErrNotFound
-	}
-	if err != nil {
-		return err
-	}
-	src, err := st.GetBlob(ctx, b.Digest, b.Size, b.Size-1, 1)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, src)
-	return errors.Join(err, src.Close())
-}
-
 // checkRoots is checkSnapshot of all.
 func (r *Repo) checkRoots(ctx context.Context, inv *inventory, f *findings) error {
 	return inParallel(ctx, inv.snaps, func(ctx context.Context, s Snapshot) error { return r.checkSnapshot(ctx, inv, f, &s) })
@@ -462,113 +329,4 @@ func (r *Repo) rememberLost(inv *inventory, h *harm) {
 			r.log.Warn("local state", "error", err)
 		}
 	}
-}
-
-// harm is what of the stored data cannot be used, as far as it was looked at.
-// Safe for concurrent use.
-type harm struct {
-	mu sync.Mutex
-	// manifests that cannot be used as a whole, with the blob at fault.
-	manifests map[digest.Digest]digest.Digest
-	groups    map[digest.Digest]map[uint32]bool
-	packs     map[digest.Digest]bool                       // not whole, maybe in the padding only
-	byPack    map[digest.Digest]map[digest.Digest][]uint32 // by pack and manifest: groups
-}
-
-func newHarm() *harm {
-	return &harm{
-		manifests: map[digest.Digest]digest.Digest{}, groups: map[digest.Digest]map[uint32]bool{},
-		packs: map[digest.Digest]bool{}, byPack: map[digest.Digest]map[digest.Digest][]uint32{},
-	}
-}
-
-// manifest notes that a pack manifest cannot be used because of a blob.
-func (h *harm) manifest(n need, blob digest.Digest) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.manifests[n.Digest] = blob
-}
-
-// pack notes that a pack is not what a manifest promises: groups of it, counted
-// through all packs of the manifest, cannot be used.
-func (h *harm) pack(n need, d digest.Digest, groups []uint32) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.packs[d] = true
-	if h.byPack[d] == nil {
-		h.byPack[d] = map[digest.Digest][]uint32{}
-	}
-	h.byPack[d][n.Digest] = groups
-	if len(groups) > 0 && h.groups[n.Digest] == nil {
-		h.groups[n.Digest] = map[uint32]bool{}
-	}
-	for _, g := range groups {
-		h.groups[n.Digest][g] = true
-	}
-}
-
-// addGroup notes one group more that cannot be used, of a pack that is known not
-// to be whole.
-func (h *harm) addGroup(d digest.Digest, group uint32) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.groups[d] == nil {
-		h.groups[d] = map[uint32]bool{}
-	}
-	h.groups[d][group] = true
-}
-
-// unusable reports whether a pack manifest cannot be used, and why.
-func (h *harm) unusable(d digest.Digest) (blob digest.Digest, bad bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	blob, bad = h.manifests[d]
-	return blob, bad
-}
-
-// group reports whether a group of a manifest cannot be used.
-func (h *harm) group(d digest.Digest, group uint32) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.groups[d][group]
-}
-
-// touches reports whether a pack manifest is not whole.
-func (h *harm) touches(d digest.Digest) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, bad := h.manifests[d]; bad || len(h.groups[d]) > 0 {
-		return true
-	}
-	for _, users := range h.byPack {
-		if _, named := users[d]; named {
-			return true
-		}
-	}
-	return false
-}
-
-// healed takes a blob for sound again.
-func (h *harm) healed(d digest.Digest) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.packs, d)
-	for m, fault := range h.manifests {
-		if fault == d {
-			delete(h.manifests, m)
-		}
-	}
-	for m, groups := range h.byPack[d] {
-		for _, g := range groups {
-			delete(h.groups[m], g)
-		}
-	}
-	delete(h.byPack, d)
-}
-
-// none reports whether nothing was found.
-func (h *harm) none() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.manifests)+len(h.packs) == 0
 }

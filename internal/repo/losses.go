@@ -247,11 +247,15 @@ func (w *lossWalk) has(ctx context.Context, ref dr.UnitRef, l *Loss) (bool, erro
 		}
 		located = true
 		blob, bad := w.x.harm.unusable(ix.need.Digest)
-		if !bad && !w.x.harm.group(ix.need.Digest, loc.Group) {
+		hurt := w.x.harm.group(ix.need.Digest, loc.Group)
+		if !bad && !hurt {
 			w.by[ix.need.Digest] = true
 			return true, nil
 		}
-		if !bad {
+		if bad {
+			fault = append(fault, blob)
+		}
+		if hurt {
 			g, err := ix.Group(loc.Group)
 			if err != nil {
 				return false, err
@@ -260,14 +264,13 @@ func (w *lossWalk) has(ctx context.Context, ref dr.UnitRef, l *Loss) (bool, erro
 			if err != nil {
 				return false, err
 			}
-			blob = digestOf(p.Digest)
+			fault = append(fault, digestOf(p.Digest))
 		}
-		fault = append(fault, blob)
 	}
 	if !located { // in what cannot be opened, then
 		for _, d := range w.snap.Needs {
 			if blob, bad := w.x.harm.unusable(d); bad {
-				fault = append(fault, blob)
+				fault = append(append(fault, blob), w.x.harm.blind(d)...)
 			}
 		}
 	}

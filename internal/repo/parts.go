@@ -57,7 +57,7 @@ func (j *packJob) needs() []need {
 	if j.index != nil {
 		return []need{j.index.need}
 	}
-	var out []need
+	out := slices.Clone(j.blind)
 	for _, u := range j.uses {
 		out = append(out, u.ix.need)
 	}

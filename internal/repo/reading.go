@@ -17,7 +17,6 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/pack"
-	"lifeboat/internal/repo/idxcache"
 	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/store"
 )
@@ -109,6 +108,13 @@ func (r *Repo) notePack(d [sha256.Size]byte, sound bool) {
 	}
 }
 
+// noteBlob is notePack of a digest as it is written.
+func (r *Repo) noteBlob(d digest.Digest, sound bool) {
+	if raw, err := rawDigest(d); err == nil {
+		r.notePack(raw, sound)
+	}
+}
+
 // reading is one run that reads packs and indexes.
 type reading struct {
 	repo *Repo
@@ -124,22 +130,6 @@ type reading struct {
 
 	mu   sync.Mutex
 	done VerifyProgress // of packs and indexes
-}
-
-// packJob is one blob to read: a pack and the manifests that name it, or an
-// index.
-type packJob struct {
-	digest [sha256.Size]byte
-	size   int64
-	uses   []packUse
-	// index is set for an index: the manifest that names it.
-	index *packManifest
-}
-
-// packUse is a pack as one manifest speaks of it.
-type packUse struct {
-	ix *index
-	p  idxcache.Pack
 }
 
 func (v *reading) run(ctx context.Context) (*Reading, error) {
@@ -242,53 +232,6 @@ func (v *reading) tell(job *packJob, sound bool) error {
 	return nil
 }
 
-// open opens all indexes that can be had and lists packs and indexes.
-func (v *reading) open(ctx context.Context) error {
-	v.jobs = map[[sha256.Size]byte]*packJob{}
-	for _, n := range v.inv.needs {
-		if _, bad := v.harm.unusable(n.Digest); bad {
-			v.unopened = true
-			continue // its problem was told
-		}
-		ix, err := v.repo.idx.get(ctx, n)
-		if err != nil {
-			v.unopened = true
-			v.harm.manifest(n, n.Digest)
-			if err := concerns(v.inv, v.f, n, n.Digest, err); err != nil {
-				return err
-			}
-			continue
-		}
-		v.ixs = append(v.ixs, ix)
-		raw, err := ix.Manifest()
-		if err != nil {
-			return err
-		}
-		pm, err := decodePackManifest(raw)
-		if err != nil {
-			return err
-		}
-		d, err := rawDigest(pm.index.Digest)
-		if err != nil {
-			return err
-		}
-		v.jobs[d] = &packJob{digest: d, size: pm.index.Size, index: pm}
-		for i := range uint32(ix.Packs()) {
-			p, err := ix.Pack(i)
-			if err != nil {
-				return err
-			}
-			job := v.jobs[p.Digest]
-			if job == nil {
-				job = &packJob{digest: p.Digest, size: p.Size}
-				v.jobs[p.Digest] = job
-			}
-			job.uses = append(job.uses, packUse{ix, p})
-		}
-	}
-	return nil
-}
-
 func (v *reading) close() {
 	for _, ix := range v.ixs {
 		if err := v.repo.saveRead(ix); err != nil {
@@ -341,7 +284,30 @@ func (v *reading) read(ctx context.Context, job *packJob) (sound bool, err error
 		sound = false
 		v.inv.report(v.f, u.ix.need, digestOf(job.digest), err)
 	}
+	if len(job.blind) > 0 {
+		same, err := v.readBlind(ctx, job)
+		return sound && same, err
+	}
 	return sound, nil
+}
+
+// readBlind compares a pack with its digest, for manifests without an index.
+func (v *reading) readBlind(ctx context.Context, job *packJob) (sound bool, err error) {
+	b := blob{digestOf(job.digest), job.size}
+	for range unitTries { // what was altered on the way once is not the second time
+		err = sameBlob(ctx, b, v.repo.st, io.Discard)
+		if err == nil {
+			return true, nil
+		}
+		if !about(err) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, store.ErrDigestMismatch) {
+			return false, err
+		}
+	}
+	for _, n := range job.blind {
+		v.harm.pack(n, b.Digest, nil)
+		v.inv.report(v.f, n, b.Digest, err)
+	}
+	return false, nil
 }
 
 // pack is the number of the pack in its manifest.

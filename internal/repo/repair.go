@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -106,7 +107,7 @@ type Repaired struct {
 // is what After tells. Errors are those of the registry and of the local disk; a
 // source that fails is told by its step and passed over.
 func (r *Repo) Repair(ctx context.Context, o RepairOptions) (*Repaired, error) {
-	p := &repairer{repo: r, opts: o, result: &Repaired{}, aside: map[Tag]bool{}, complete: map[digest.Digest]bool{}}
+	p := &repairer{repo: r, opts: o, result: &Repaired{}, aside: map[Tag]bool{}, proven: map[digest.Digest]bool{}, former: map[digest.Digest]bool{}}
 	if o.Now == nil {
 		p.opts.Now = time.Now
 	}
@@ -130,15 +131,25 @@ type repairer struct {
 	aside  map[Tag]bool // what is kept under a tag of its own until it is put back
 	// over is the layer that a dry run writes to, else nil.
 	over *overlay.Store
-	// complete has the records of snapshots that need not be walked again.
-	complete map[digest.Digest]bool
+	// proven has the records of snapshots that need not be walked again.
+	proven map[digest.Digest]bool
+	// done counts the steps that did something; former has the manifests that earlier
+	// places of snapshots name and that were read.
+	done   int
+	former map[digest.Digest]bool
 }
 
-// maxRepairRounds bounds how often units are looked for again because what was
-// healed shows more that is lost: a list of files, the content of the files.
-const maxRepairRounds = 6
+// maxRepairRounds bounds how often it is looked again because something was mended:
+// what is mended may show more that is damaged. Each round but the last mends
+// something, so only a registry that does not keep what it takes gets there; then
+// what was found last is told.
+const maxRepairRounds = 32
 
-// run repairs; read says that everything is read first.
+// maxCopyRounds is how many of them copy alone before units are put together.
+const maxCopyRounds = 4
+
+// run repairs; read says that everything is read first. Whatever was mended, the last
+// thing that it does is to look at all that there is.
 func (p *repairer) run(ctx context.Context, read bool) (err error) {
 	if err := p.repo.enrolForWriting(ctx); err != nil && !about(err) {
 		return err // what is about host records may be what there is to heal
@@ -148,21 +159,19 @@ func (p *repairer) run(ctx context.Context, read bool) (err error) {
 		return err
 	}
 	p.result.Before, p.result.After = before, before
-	if err := p.tags(ctx); err != nil {
-		return err
-	}
-	if p.result.After, err = p.look(ctx, before == nil && read); err != nil {
-		return err
-	}
-	if before == nil {
-		p.result.Before = p.result.After
-	}
-	if err := p.blobs(ctx, p.result.After); err != nil {
-		return err
-	}
-	for range maxRepairRounds {
-		if p.result.After, err = p.look(ctx, false); err != nil {
+	read = read && before == nil
+	for round := range maxRepairRounds {
+		done := p.done
+		if err := p.copies(ctx, read); err != nil {
 			return err
+		}
+		read = false
+		if before == nil {
+			before = p.result.After
+			p.result.Before = before
+		}
+		if p.done > done && round < maxCopyRounds {
+			continue // what is here now may show more that an exact copy heals
 		}
 		more, err := p.units(ctx, p.result.After)
 		if err != nil {
@@ -173,23 +182,55 @@ func (p *repairer) run(ctx context.Context, read bool) (err error) {
 		}
 	}
 	if p.opts.DropDamaged {
-		if err := p.drop(ctx); err != nil {
+		if p.result.After, err = p.look(ctx, false); err == nil {
+			err = p.drop(ctx)
+		}
+		if err != nil {
 			return err
 		}
+	}
+	p.result.After, err = p.look(ctx, false)
+	return err
+}
+
+// copies heals from exact copies, and looks at what is left.
+func (p *repairer) copies(ctx context.Context, read bool) (err error) {
+	if err := p.tags(ctx); err != nil {
+		return err
+	}
+	if p.result.After, err = p.look(ctx, read); err != nil {
+		return err
+	}
+	done := p.done
+	if err := p.blobs(ctx, p.result.After); err != nil {
+		return err
+	}
+	if p.done > done {
 		p.result.After, err = p.look(ctx, false)
 	}
 	return err
 }
 
+// look examines the repository. Of all snapshots it is found out whether they are
+// complete, not of the newest alone as check does: a snapshot that was mended, now or
+// by an earlier run, must not pass for whole because what it names is sound.
 func (p *repairer) look(ctx context.Context, read bool) (*Examination, error) {
-	o := ExamineOptions{Now: p.opts.Now, Progress: p.opts.Progress, complete: p.complete}
+	o := ExamineOptions{Now: p.opts.Now, Progress: p.opts.Progress, proven: p.proven}
 	if read {
 		o.Read = &readlog.Subset{}
 	}
 	return p.repo.Examine(ctx, o)
 }
 
+// did tells of a step; one that failed as it did in an earlier round is told once.
 func (p *repairer) did(s RepairStep) {
+	if s.Err == nil {
+		p.done++
+	} else if slices.ContainsFunc(p.result.Steps, func(o RepairStep) bool {
+		return o.Err != nil && o.Action == s.Action && o.Tag == s.Tag && o.Blob == s.Blob && o.From == s.From
+	}) {
+		return
+	}
 	p.result.Steps = append(p.result.Steps, s)
 	if p.opts.Stepped != nil {
 		p.opts.Stepped(s)

@@ -101,10 +101,10 @@ func (p *repairer) formerBlobs(ctx context.Context, x *Examination) error {
 				return err
 			}
 			for _, n := range needs {
-				if seen[n.Digest] {
+				if seen[n.Digest] || p.former[n.Digest] {
 					continue
 				}
-				seen[n.Digest] = true
+				p.former[n.Digest] = true
 				h, err := p.reread(ctx, n)
 				if err == nil {
 					err = p.manifest(ctx, n, h)
