@@ -35,6 +35,18 @@ func (a *app) sameAgain() string {
 	return suggest.Command(append(words, a.flagWords(nil)...)...)
 }
 
+// againFor is sameAgain with another word for one of the arguments.
+func (a *app) againFor(at int, word string) string {
+	if a.cmd == nil {
+		return "lifeboat"
+	}
+	args := slices.Clone(a.cmd.Flags().Args())
+	if at < len(args) {
+		args[at] = word
+	}
+	return suggest.Command(append(append(strings.Fields(a.cmd.CommandPath()), args...), a.flagWords(nil)...)...)
+}
+
 // flagWords are the flags that were given, without overrides that others replace.
 func (a *app) flagWords(overrides []string) (words []string) {
 	a.cmd.Flags().Visit(func(f *pflag.Flag) {

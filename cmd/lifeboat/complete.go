@@ -129,7 +129,7 @@ func (a *app) withRoot(cmd *cobra.Command, args []string, fn func(*dr.Root)) {
 		return
 	}
 	a.asked(cmd, func(ctx context.Context, w *world) {
-		_, rd, root, err := w.openRef(ctx, args[0])
+		_, rd, root, err := w.openRef(ctx, args[0], func(string) string { return "" })
 		if err != nil {
 			return
 		}

@@ -94,6 +94,23 @@ type copyAnswer struct {
 	Sent     int64    `json:"bytes_sent"`
 	Read     int64    `json:"bytes_read"`
 	Problems []string `json:"problems"`
+
+	setBacks []string // of Problems, those that say that the registry was set back
+	lost     int      // and those that speak of damage
+}
+
+// leftOut adds what was left out of the copy.
+func (a *app) leftOut(ans *copyAnswer, problems []repo.Problem) {
+	for _, p := range problems {
+		ans.Problems = append(ans.Problems, p.String())
+		a.UI().Warn("left out: %s", p.String())
+		switch {
+		case p.SetBack():
+			ans.setBacks = append(ans.setBacks, p.String())
+		case !p.Foreign():
+			ans.lost++
+		}
+	}
 }
 
 func (a *app) runCopy(ctx context.Context, names []string, f copyFlags) error {
@@ -257,10 +274,7 @@ func (a *app) copyMirror(ctx context.Context, w, dst *world, only func(*repo.Sna
 		}
 		ans.Snapshots = append(ans.Snapshots, row)
 	}
-	for _, p := range res.Problems {
-		ans.Problems = append(ans.Problems, p.String())
-		a.UI().Warn("left out: %s", p.String())
-	}
+	a.leftOut(ans, res.Problems)
 	return err
 }
 
@@ -280,6 +294,20 @@ func copyVerdict(ans copyAnswer) error {
 	}
 	if damaged > 0 {
 		return fmt.Errorf("%d snapshot(s) are damaged, here or there, and were not copied; look with lifeboat verify: %w", damaged, dr.ErrPartial)
+	}
+	if len(ans.setBacks) > 0 {
+		state := "everything that the registry shows is at " + ans.To + "; what it does not show was not copied, and nothing is removed there"
+		if ans.DryRun {
+			state = "nothing was copied (--dry-run); the real run would end with the same exit code"
+		}
+		return errSetBack("", ans.setBacks, state)
+	}
+	if ans.lost > 0 {
+		return ui.Explained{
+			What:  fmt.Sprintf("%d tag(s) could not be copied and were left out; the first: %s", ans.lost, ans.Problems[0]),
+			State: "everything else is at " + ans.To,
+			Next:  []string{"lifeboat check  (says what is damaged here)", "lifeboat check --repo " + ans.To + "  (and there)", "lifeboat repair --from URL"}, Err: dr.ErrPartial,
+		}
 	}
 	return nil
 }

@@ -110,10 +110,7 @@ func (a *app) addCopied(ans *copyAnswer, res *copying.Result, dryRun bool) {
 		}
 		ans.Snapshots = append(ans.Snapshots, row)
 	}
-	for _, p := range res.Problems {
-		ans.Problems = append(ans.Problems, p.String())
-		a.UI().Warn("left out: %s", p.String())
-	}
+	a.leftOut(ans, res.Problems)
 }
 
 func (a *app) explainFenced(dst *world, err error) error {

@@ -97,15 +97,17 @@ type diffSide struct {
 	root *dr.Root
 }
 
-func (w *world) diffSides(ctx context.Context, refA, refB string) (a, b diffSide, err error) {
+// diffSides opens both; again is this run's command line with another word for one of
+// them.
+func (w *world) diffSides(ctx context.Context, refA, refB string, again func(at int, ref string) string) (a, b diffSide, err error) {
 	if strings.HasPrefix(refB, "@") {
 		sys, _, _ := strings.Cut(refA, "@")
 		refB = sys + refB
 	}
-	if a.snap, a.rd, a.root, err = w.openRef(ctx, refA); err != nil {
+	if a.snap, a.rd, a.root, err = w.openRef(ctx, refA, func(ref string) string { return again(0, ref) }); err != nil {
 		return a, b, fmt.Errorf("%s: %w", refA, err)
 	}
-	if b.snap, b.rd, b.root, err = w.openRef(ctx, refB); err != nil {
+	if b.snap, b.rd, b.root, err = w.openRef(ctx, refB, func(ref string) string { return again(1, ref) }); err != nil {
 		a.rd.Close()
 		return a, b, fmt.Errorf("%s: %w", refB, err)
 	}
@@ -125,7 +127,7 @@ func (a *app) runDiff(ctx context.Context, refA, refB string, f restoreFlags) er
 		return err
 	}
 	defer w.close()
-	x, y, err := w.diffSides(ctx, refA, refB)
+	x, y, err := w.diffSides(ctx, refA, refB, a.againFor)
 	if err != nil {
 		return err
 	}
@@ -157,7 +159,7 @@ func (a *app) runDiff(ctx context.Context, refA, refB string, f restoreFlags) er
 		return nil
 	})
 	if err != nil {
-		return err
+		return explainUnread(y.snap, err)
 	}
 	if a.UI().JSON() {
 		return a.UI().Answer(map[string]any{"a": x.snap.ID, "b": y.snap.ID, "objects": objects, "files": files, "totals": sum})

@@ -279,7 +279,7 @@ func (s *setup) create(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("identity of the recovery kit: %w", err)
 	}
-	kitRecipient, err := seal.ParseRecipient("recovery-kit", kitIdentity.Recipient().String())
+	kitRecipient, err := seal.ParseRecipient(kitName, kitIdentity.Recipient().String())
 	if err != nil {
 		return err
 	}

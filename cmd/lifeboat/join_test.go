@@ -517,3 +517,33 @@ func TestHybridKeyFile(t *testing.T) {
 	}
 	p.run(codeUsage, "key", "remove", "key-file") // its own: nobody is there to say yes
 }
+
+// TestLastKitIsNotRemovedUnasked: without a kit nobody comes in from an empty host. What
+// changes keys says that kits from before do not know of it.
+func TestLastKitIsNotRemovedUnasked(t *testing.T) {
+	t.Parallel()
+	r, p := registrytest.Start(t), newPlace(t)
+	p.run(0, "init", "--repo", r.URL("dr"), "--fingerprint", r.Fingerprint, "--kit", p.path("kit.txt"))
+	p.run(0, "kit", "--out", p.path("second.txt"))
+	p.run(0, "key", "remove", "recovery-kit") // another kit is left
+	var last string
+	for _, k := range p.run(0, "key", "list").Keys {
+		if strings.HasPrefix(k.Name, "recovery-kit-") {
+			last = k.Name
+		}
+	}
+	s := p.run(codeUsage, "key", "remove", last)
+	if !strings.Contains(s.Error.Message, "last recovery kit") || !strings.Contains(s.Error.Message, "lifeboat kit --out") || len(p.run(0, "key", "list").Keys) != 2 {
+		t.Errorf("asked: %s", s.Error.Message)
+	}
+	var ans struct{ Advice string }
+	recipient := "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"
+	for _, args := range [][]string{{"key", "rotate"}, {"key", "add", "--name", "anna", recipient}, {"key", "remove", "anna"}} {
+		if p.do(0, &ans, args...); !strings.Contains(ans.Advice, "from before") || !strings.Contains(ans.Advice, "lifeboat kit --out") {
+			t.Errorf("%v: %q", args, ans.Advice)
+		}
+	}
+	if p.do(0, &ans, "key", "remove", last, "--yes"); !strings.Contains(ans.Advice, "no recovery kit opens") {
+		t.Errorf("%q", ans.Advice)
+	}
+}

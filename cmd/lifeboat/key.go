@@ -97,9 +97,13 @@ on cannot be opened by the removed recipient. What was written before stays
 readable to whoever kept the old key.
 
 The key that this host itself uses is removed only after a question (--yes
-answers it): afterwards no command here opens the repository.`,
-		Example: `  lifeboat key remove anna`,
-		Args:    cobra.ExactArgs(1),
+answers it): afterwards no command here opens the repository. So is the key of the
+last recovery kit: afterwards no kit opens it. Kits that stay go on opening the
+repository; make a new one all the same, for they do not know the new key
+generation.`,
+		Example: `  lifeboat key remove anna
+  lifeboat kit --out /media/usb/lifeboat-kit.txt && lifeboat key remove recovery-kit`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.changeKeys(cmd.Context(), func(ctx context.Context, w *world) error {
 				keys, _, err := w.repo.Keys(ctx)
@@ -108,6 +112,9 @@ answers it): afterwards no command here opens the repository.`,
 				}
 				names := repo.SameKey(keys, args[0])
 				if err := a.confirmOwnKey(ctx, w, keys, names); err != nil {
+					return err
+				}
+				if err := a.confirmLastKit(ctx, keys, names); err != nil {
 					return err
 				}
 				if err := w.repo.RemoveKey(ctx, args[0], a.rewrap); err != nil {
@@ -183,13 +190,17 @@ func (a *app) changeKeys(ctx context.Context, change func(context.Context, *worl
 		return err
 	}
 	defer w.close()
+	if err := a.confirmNoNewerKey(ctx, w); err != nil {
+		return err
+	}
 	if err := change(ctx, w); err != nil {
 		return err
 	}
 	a.noteMirrors(w)
-	_, generation, err := w.repo.Keys(ctx)
+	keys, generation, err := w.repo.Keys(ctx)
 	if err != nil {
 		return err
 	}
-	return a.UI().Answer(map[string]any{"generation": uint32(generation)}, ui.Text(fmt.Sprintf("done; key generation %d", generation)))
+	kit := keyAdvice(keys)
+	return a.UI().Answer(map[string]any{"generation": uint32(generation), "advice": kit}, ui.Text(fmt.Sprintf("done; key generation %d", generation)), ui.Text(kit))
 }

@@ -136,3 +136,35 @@ func TestRepairOfNewestKeyRecord(t *testing.T) {
 		p.do(0, &checkAnswer{}, "check")
 	}
 }
+
+// Snapshots are sealed with a key that nothing here has any more, and the operator has
+// accepted that: the keys are not changed unasked, because a mirror may still have it.
+func TestKeysAreNotChangedBesideANewerKey(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 1)
+	p.run(0, "key", "rotate")
+	p.store(reg, "shop", 1)
+	p.do(0, &listing{}, "snapshots")
+	mirror := copyRegistry(t, reg)
+	p.lose(reg, "key.2")
+	p.dropKept()
+	if _, _, errs := call(p.env, "snapshots", "--accept-older"); !strings.Contains(errs, "key records after number 1 are given up") || !strings.Contains(errs, "lifeboat repair --from") {
+		t.Errorf("%s", errs)
+	}
+	for _, args := range [][]string{{"key", "rotate"}, {"kit", "--out", p.path("new.txt")}} {
+		var refused said
+		p.do(codeUsage, &refused, args...)
+		if !strings.Contains(refused.Error.Message, "s.shop.2") || !strings.Contains(refused.next(), "lifeboat repair --from") || !strings.Contains(refused.next(), "--yes") {
+			t.Errorf("%v: %+v", args, refused.Error)
+		}
+	}
+	p.do(0, &repairAnswer{}, "repair", "--from", mirror.URL("dr"))
+	p.run(0, "key", "rotate")
+	var list listing
+	if p.do(0, &list, "snapshots"); len(list.Snapshots) != 2 {
+		t.Errorf("%+v", list)
+	}
+}

@@ -50,6 +50,9 @@ func (a *app) runKit(ctx context.Context, out string) error {
 		return err
 	}
 	defer w.close()
+	if err := a.confirmNoNewerKey(ctx, w); err != nil {
+		return err
+	}
 	name, err := a.newKit(ctx, w, out)
 	if err != nil {
 		return err
@@ -70,7 +73,7 @@ func (a *app) newKit(ctx context.Context, w *world, path string) (name string, e
 	if err != nil {
 		return "", fmt.Errorf("identity of the recovery kit: %w", err)
 	}
-	name = "recovery-kit-" + time.Now().UTC().Format("20060102-150405")
+	name = kitName + "-" + time.Now().UTC().Format("20060102-150405")
 	rec, err := seal.ParseRecipient(name, id.Recipient().String())
 	if err != nil {
 		return "", err

@@ -67,7 +67,7 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 		return err
 	}
 	defer w.close()
-	snap, rd, root, err := w.openRef(ctx, ref)
+	snap, rd, root, err := w.openRef(ctx, ref, func(other string) string { return a.againFor(0, other) })
 	if err != nil {
 		return err
 	}
@@ -81,14 +81,14 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 	}
 	target, err := catalog.Open(ctx, rd, trees[0].Catalog)
 	if err != nil {
-		return err
+		return explainUnread(snap, err)
 	}
 	match, err := matchIn(ctx, target, f.path)
 	if errors.Is(err, dr.ErrNotFound) {
 		return fmt.Errorf("%s has nothing at %q: %w", trees[0].Key, f.path, dr.ErrNotFound)
 	}
 	if err != nil {
-		return err
+		return explainUnread(snap, err)
 	}
 	entries := []lsRow{}
 	found := 0
@@ -98,7 +98,7 @@ func (a *app) runLs(ctx context.Context, ref string, f restoreFlags) error {
 			break
 		}
 		if err != nil {
-			return err
+			return explainUnread(snap, err)
 		}
 		if !match.fits(e.Path) {
 			continue

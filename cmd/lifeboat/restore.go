@@ -71,11 +71,12 @@ func (f restoreFlags) check() error {
 	return f.inPlace.check()
 }
 
-// openRef opens SYSTEM[@SNAPSHOT].
-func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.Reader, *dr.Root, error) {
+// openRef opens SYSTEM[@SNAPSHOT], to look into it; again is this run's command line
+// with another word for ref.
+func (w *world) openRef(ctx context.Context, ref string, again func(ref string) string) (*repo.Snapshot, *repo.Reader, *dr.Root, error) {
 	snap, err := w.findRef(ctx, ref)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, nil, w.explainOlder(ctx, ref, err, otherRef{state: "nothing was read of any snapshot", again: again, does: "looks at that one"})
 	}
 	rd, err := w.repo.NewReader(ctx, snap)
 	if err != nil {
@@ -84,7 +85,7 @@ func (w *world) openRef(ctx context.Context, ref string) (*repo.Snapshot, *repo.
 	root, err := rd.Root(ctx)
 	if err != nil {
 		rd.Close()
-		return nil, nil, nil, err
+		return nil, nil, nil, explainUnread(snap, err)
 	}
 	return snap, rd, root, nil
 }

@@ -15,6 +15,7 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/landing"
 	"lifeboat/internal/repo"
+	"lifeboat/internal/suggest"
 	"lifeboat/internal/tree"
 	"lifeboat/internal/ui"
 )
@@ -45,7 +46,10 @@ type restoring struct {
 func (w *world) openFiles(ctx context.Context, ref string) (*repo.Snapshot, *repo.Reader, *dr.Root, error) {
 	snap, err := w.findRef(ctx, ref)
 	if err != nil {
-		return nil, nil, nil, w.explainOlder(ctx, ref, err)
+		return nil, nil, nil, w.explainOlder(ctx, ref, err, otherRef{
+			state: "nothing was restored, and no directory was made", does: "restores that one",
+			again: func(ref string) string { return suggest.Command("lifeboat", "restore", ref, "--to", "DIR") },
+		})
 	}
 	rd, err := w.repo.NewSalvageReader(ctx, snap)
 	if err != nil {
@@ -259,10 +263,25 @@ func (j *restoring) damaged(snap *repo.Snapshot, n int64) error {
 	return x
 }
 
+// otherRef says how a command is run for another snapshot.
+type otherRef struct {
+	state string
+	again func(ref string) string
+	does  string
+}
+
+// explainUnread is for damage that keeps from looking into a snapshot.
+func explainUnread(snap *repo.Snapshot, err error) error {
+	if !repo.Damaged(err) {
+		return err
+	}
+	return ui.Explained{What: err.Error(), State: "nothing was changed; what is damaged of the snapshot cannot be shown", Next: nextDamaged(snap), Err: err}
+}
+
 // explainOlder is for a newest snapshot that is not there, or an older state that the
 // registry shows. Nothing says then which snapshot is meant by none; every one that is
 // there can be restored by its number, for that only writes into a directory.
-func (w *world) explainOlder(ctx context.Context, ref string, err error) error {
+func (w *world) explainOlder(ctx context.Context, ref string, err error, o otherRef) error {
 	if !repo.Damaged(err) {
 		return err
 	}
@@ -271,7 +290,7 @@ func (w *world) explainOlder(ctx context.Context, ref string, err error) error {
 	if perr != nil {
 		return err
 	}
-	x := ui.Explained{What: err.Error(), State: "nothing was restored, and no directory was made", Err: err}
+	x := ui.Explained{What: err.Error(), State: o.state, Err: err}
 	number := "NUMBER"
 	if there, _, lerr := w.repo.Snapshots(ctx, sys); lerr == nil {
 		var newest dr.Number
@@ -283,7 +302,7 @@ func (w *world) explainOlder(ctx context.Context, ref string, err error) error {
 			x.State += "; the newest snapshot that is there is number " + number
 		}
 	}
-	x.Next = []string{fmt.Sprintf("lifeboat restore %s@#%s --to DIR  (restores that one; lifeboat snapshots %s lists all that are there)", name, number, name)}
+	x.Next = []string{fmt.Sprintf("%s  (%s; lifeboat snapshots %s lists all that are there)", o.again(name+"@#"+number), o.does, name)}
 	if id == "" || id == "latest" {
 		x.Next = append(x.Next, nextSetBack(sys)[1:]...)
 	} else {

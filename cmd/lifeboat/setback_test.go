@@ -130,3 +130,71 @@ func TestRestoreFromAnOlderState(t *testing.T) {
 	}
 	p.do(0, &struct{}{}, "restore", "shop@#2", "--to", to)
 }
+
+// TestLookingAtAnOlderState: ls and diff name the snapshot that is there, as restore
+// does, and the command with which it is looked at.
+func TestLookingAtAnOlderState(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 3)
+	p.do(0, &listing{}, "snapshots")
+	p.lose(reg, "s.shop.3")
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"ls", "shop", "--volume", "data"}, "lifeboat ls shop@#2 "},
+		{[]string{"diff", "shop@#1", "@latest"}, "lifeboat diff shop@#1 shop@#2 "},
+		{[]string{"diff", "shop", "@#1"}, "lifeboat diff shop@#2 @#1 "},
+	} {
+		var refused said
+		p.do(codeFailed, &refused, tt.args...)
+		for _, want := range []string{tt.want, "repair --from", "snapshots shop --accept-older"} {
+			if !strings.Contains(refused.next(), want) {
+				t.Errorf("%v: %q is missing in %q", tt.args, want, refused.next())
+			}
+		}
+	}
+	p.do(0, &struct{}{}, "ls", "shop@#2", "--volume", "data")
+	p.do(0, &struct{}{}, "diff", "shop@#1", "shop@#2")
+
+	// The newest that is there is damaged: not only "check".
+	for _, name := range packFiles(t, reg) {
+		if err := os.Truncate(name, 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"ls", "shop@#2"}, {"diff", "shop@#1", "shop@#2"}} {
+		var refused said
+		p.do(codeFailed, &refused, args...)
+		if !strings.Contains(refused.next(), "lifeboat restore shop@#NUMBER") || !strings.Contains(refused.next(), "repair --from") {
+			t.Errorf("%v: %q", args, refused.next())
+		}
+	}
+}
+
+// TestMirrorOfAnOlderState: a mirror that lacks what the registry does not show is made
+// in part.
+func TestMirrorOfAnOlderState(t *testing.T) {
+	t.Parallel()
+	reg, p := withRoles(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+	p.store(reg, "shop", 3)
+	p.do(0, &listing{}, "snapshots")
+	to := registrytest.Start(t)
+	copying := []string{"copy", "--mirror", "--to", to.URL("mirror"), "--to-fingerprint", to.Fingerprint}
+	p.do(0, &copyAnswer{}, copying...)
+	p.lose(reg, "s.shop.3")
+	for _, args := range [][]string{copying, append(copying, "--dry-run")} {
+		var ans copyAnswer
+		errs := p.do(codePartial, &ans, args...)
+		if len(ans.Problems) != 1 || !strings.Contains(errs, "older state") || !strings.Contains(errs, "snapshots --accept-older") || !strings.Contains(errs, "repair --from") {
+			t.Errorf("%v: %+v\n%s", args, ans.Problems, errs)
+		}
+	}
+	p.do(0, &listing{}, "snapshots", "--accept-older")
+	p.do(0, &copyAnswer{}, copying...)
+}
