@@ -84,7 +84,7 @@ func TestRestoreInPlaceStopsAtDamage(t *testing.T) {
 	reg, p := registrytest.Start(t), newPlace(t)
 	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--site", "main", "--kit", p.path("kit.txt"))
 	files := map[string]string{}
-	for i := range 30 {
+	for i := range 25 { // the last pack, with the root record, is not among the largest
 		content := make([]byte, 800<<10)
 		_, _ = rand.NewChaCha8([32]byte{byte(i), 4}).Read(content)
 		files[fmt.Sprintf("f%02d", i)] = string(content)
