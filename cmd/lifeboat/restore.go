@@ -151,14 +151,14 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	defer rd.Close()
 	trees, err := pickTrees(root, f)
 	if err != nil {
-		return err
+		return untouched{err}
 	}
 	match, err := chosen(ctx, rd, trees, f)
 	if repo.Damaged(err) {
 		return explainDamaged(snap, err)
 	}
 	if err != nil {
-		return err
+		return untouched{err}
 	}
 	if err := a.nobodyUses(ctx, f); err != nil {
 		return err

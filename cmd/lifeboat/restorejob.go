@@ -177,7 +177,11 @@ func (j *restoring) salvage(t dr.Tree) *tree.Salvage {
 // stopped explains what ended the run before its time.
 func (j *restoring) stopped(t dr.Tree, f restoreFlags, err error) error {
 	if errors.Is(err, dr.ErrNotFound) && j.match.isPattern() {
-		return errors.Join(fmt.Errorf("%s has nothing that fits %q; look with lifeboat ls: %w", t.Key, f.path, dr.ErrNotFound), j.into.Undo())
+		none := untouched{fmt.Errorf("%s has nothing that fits %q; look with lifeboat ls: %w", t.Key, f.path, dr.ErrNotFound)}
+		if err := j.into.Undo(); err != nil {
+			return errors.Join(none.error, err)
+		}
+		return none
 	}
 	if j.place.on {
 		return j.stoppedInPlace(t, f, err)

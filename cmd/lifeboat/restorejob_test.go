@@ -148,7 +148,7 @@ func TestRestorePathsAsWritten(t *testing.T) {
 	for _, path := range []string{"nosuch", "*.jpg", "../x"} {
 		parent := filepath.Join(t.TempDir(), "new")
 		stderr := p.do(codeNotFound, &struct{}{}, "restore", "shop", "--volume", "data", "--path", path, "--to", filepath.Join(parent, "out"))
-		if _, err := os.Stat(parent); !os.IsNotExist(err) || strings.Contains(stderr, "goes on") {
+		if _, err := os.Stat(parent); !os.IsNotExist(err) || strings.Contains(stderr, "goes on") || strings.Contains(stderr, "had finished before") {
 			t.Errorf("%s: %v\n%s", path, err, stderr)
 		}
 		there := t.TempDir()
