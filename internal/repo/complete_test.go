@@ -13,6 +13,7 @@ import (
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/readlog"
 	"lifeboat/internal/repo/repotest"
+	"lifeboat/internal/store/memstore"
 )
 
 // leaveOut moves a snapshot to a new pack manifest that has everything of it but
@@ -197,9 +198,10 @@ func TestRepairWhatNoIndexHas(t *testing.T) {
 			t.Fatal(ps)
 		}
 	}
-	setUp := func(t *testing.T) (*repotest.Bed, *repo.Snapshot) {
+	setUp := func(t *testing.T) (*repotest.Bed, *repo.Snapshot, *memstore.Store) {
 		b := repotest.NewBed(t)
 		s := treeSnapshot(t, b.Host("main"), "shop", nil, a, c)
+		before := b.Store.Clone()
 		moved := leaveOut(t, b.Host("main"), s, c.units[0])
 		for _, d := range s.Needs {
 			b.Store.Vanish(d)
@@ -209,11 +211,11 @@ func TestRepairWhatNoIndexHas(t *testing.T) {
 			t.Fatal(tags, err)
 		}
 		b.Store.Collect()
-		return b, moved
+		return b, moved, before
 	}
 	t.Run("nothing has it", func(t *testing.T) {
 		t.Parallel()
-		b, s := setUp(t)
+		b, s, _ := setUp(t)
 		res, err := b.Host("main").Repair(t.Context(), repo.RepairOptions{Read: true})
 		if err != nil || res.Healed() || !lackIs(res.After.Problems, s, "c") {
 			t.Fatalf("%+v, %v", res, err)
@@ -224,7 +226,7 @@ func TestRepairWhatNoIndexHas(t *testing.T) {
 	})
 	t.Run("the next snapshot", func(t *testing.T) {
 		t.Parallel()
-		b, s := setUp(t)
+		b, s, _ := setUp(t)
 		if len(examine(t, b.Host("main"), repo.ExamineOptions{}).Problems) == 0 {
 			t.Fatal("nothing was found")
 		}
@@ -234,9 +236,14 @@ func TestRepairWhatNoIndexHas(t *testing.T) {
 		treeSnapshot(t, b.Host("main"), "shop", nil, a, c)
 		heals(t, b, repo.RepairOptions{})
 	})
+	t.Run("a mirror that lists other manifests", func(t *testing.T) {
+		t.Parallel()
+		b, _, before := setUp(t)
+		heals(t, b, repo.RepairOptions{From: []repo.RepairSource{{Name: "mirror", Exact: before}}})
+	})
 	t.Run("another repository", func(t *testing.T) {
 		t.Parallel()
-		b, _ := setUp(t)
+		b, _, _ := setUp(t)
 		there := repotest.NewBed(t)
 		treeSnapshot(t, there.Host("main"), "shop", nil, c)
 		heals(t, b, repo.RepairOptions{From: []repo.RepairSource{{Name: "there", Other: there.Host("main")}}})

@@ -201,14 +201,20 @@ func (p *repairer) copies(ctx context.Context, read bool) (err error) {
 	if p.result.After, err = p.look(ctx, read); err != nil {
 		return err
 	}
-	done := p.done
-	if err := p.blobs(ctx, p.result.After); err != nil {
-		return err
+	// Other places are asked only for what is damaged after that.
+	for _, heal := range []func(context.Context, *Examination) error{p.blobs, p.places} {
+		done := p.done
+		if err := heal(ctx, p.result.After); err != nil {
+			return err
+		}
+		if p.done == done {
+			continue
+		}
+		if p.result.After, err = p.look(ctx, false); err != nil {
+			return err
+		}
 	}
-	if p.done > done {
-		p.result.After, err = p.look(ctx, false)
-	}
-	return err
+	return nil
 }
 
 // look examines the repository. Of all snapshots it is found out whether they are

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -40,7 +39,7 @@ func (p *repairer) blobs(ctx context.Context, x *Examination) error {
 			return err
 		}
 	}
-	return p.formerBlobs(ctx, x)
+	return nil
 }
 
 // unread reads the packs of a manifest that could not be opened, as far as this
@@ -76,65 +75,6 @@ func (p *repairer) unread(ctx context.Context, n need, h *harm) error {
 		p.repo.notePack(raw, err == nil)
 	}
 	return nil
-}
-
-// formerBlobs heals what snapshots needed before they were repaired in part: what
-// they lack since may be had from there now, when a source could not be read then
-// or is a new one.
-func (p *repairer) formerBlobs(ctx context.Context, x *Examination) error {
-	seen := map[digest.Digest]bool{}
-	for _, n := range x.inv.needs {
-		seen[n.Digest] = true
-	}
-	for i := range x.inv.snaps {
-		s := &x.inv.snaps[i]
-		if s.Lacks == 0 || !slices.ContainsFunc(p.opts.From, func(src RepairSource) bool { return src.Exact != nil }) {
-			continue
-		}
-		for _, t := range s.place.tags {
-			m, err := p.repo.st.GetManifest(ctx, t.String())
-			var needs []need
-			if err == nil {
-				_, needs, err = decodeSnapshotIndex(t.Class, m)
-			}
-			if err != nil && !about(err) {
-				return err
-			}
-			for _, n := range needs {
-				if seen[n.Digest] || p.former[n.Digest] {
-					continue
-				}
-				p.former[n.Digest] = true
-				h, err := p.reread(ctx, n)
-				if err == nil {
-					err = p.manifest(ctx, n, h)
-				}
-				if err != nil && !errors.Is(err, errNowhere) {
-					return err
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// reread reads what a pack manifest names, and tells what of it is damaged.
-func (p *repairer) reread(ctx context.Context, n need) (*harm, error) {
-	pm, _, err := p.packManifest(ctx, n)
-	if err != nil {
-		return nil, err
-	}
-	h := newHarm()
-	for _, b := range append([]blob{pm.index}, pm.packs...) {
-		err := sameBlob(ctx, b, p.repo.st, io.Discard)
-		if err != nil && !notThere(ctx, err) {
-			return nil, err
-		}
-		if err != nil {
-			h.pack(n, b.Digest, nil)
-		}
-	}
-	return h, nil
 }
 
 // manifest makes sure that a pack manifest and what it names is here, under its
