@@ -388,6 +388,7 @@ func TestAcceptedKeyNumbersAreGivenToNobodyElse(t *testing.T) {
 		t.Fatalf("%d are kept", n)
 	}
 	dropKept(t, o)
+	b.HostOn("old", mirror) // has seen generation 2
 	var notices []string
 	o.Notice = func(s string) { notices = append(notices, s) }
 	r, err := open(t, b.Store, o)
@@ -432,6 +433,24 @@ func TestAcceptedKeyNumbersAreGivenToNobodyElse(t *testing.T) {
 	}
 	if _, err := last.MirrorTo(t.Context(), mirror, repo.MirrorOptions{}); err != nil {
 		t.Error(err)
+	}
+
+	// A host that has seen what was given up does not go its own way in silence.
+	old := b.Options("old")
+	old.Notice = func(s string) { notices = append(notices, s) }
+	if _, err := open(t, b.Store, old); err != nil {
+		t.Fatal(err)
+	}
+	if told := strings.Join(notices, "\n"); !strings.Contains(told, "key record key.5 is passed over") || !strings.Contains(told, "--accept-older") {
+		t.Errorf("told %q", notices)
+	}
+	old.AcceptOlder = true
+	follows, err := open(t, b.Store, old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, gen, err := follows.Keys(t.Context()); err != nil || gen != 4 {
+		t.Errorf("generation %d, %v", gen, err)
 	}
 }
 

@@ -40,6 +40,20 @@ func (s *keySearch) tellKept(err error) error {
 	return err
 }
 
+// tellPassedOver tells of a newer record of the repository than the one that is taken
+// that lacks a key generation which is known: two lines of keys, or a forgery.
+func (s *keySearch) tellPassedOver(secret *seal.Secret, taken Tag) {
+	for _, k := range s.lacking {
+		if k.Number < taken.Number || k.Verify(secret) != nil {
+			continue
+		}
+		s.repo.passedOnce.Do(func() {
+			s.repo.notice(fmt.Sprintf("key record %s is passed over: it lacks a key generation that this host has seen. Either an older state was accepted at another host and the keys were changed there (to follow: --accept-older, once), or it was made with a key that was removed since (an operator deletes the tag); compare: lifeboat key list", Tag{Class: ClassKey, Number: k.Number}))
+		})
+		return
+	}
+}
+
 // id is the repository that is known at the address, or else that which opened.
 func (s *keySearch) id() dr.RepoID {
 	if s.pin != nil {

@@ -94,10 +94,11 @@ type keySearch struct {
 	mismatch error // opened, but not the repository that is known
 	wrong    error // does not open with the key at hand
 	closed   []*seal.KeyRecord
-	unread   []Problem // of problems, those whose record could not be read
-	against  []Problem // of problems, those that somebody else has to have made
-	sound    []keyCopy // verified against the one that was taken
-	tries    int       // of a passphrase
+	lacking  []*seal.KeyRecord // opened, without a key generation that is known
+	unread   []Problem         // of problems, those whose record could not be read
+	against  []Problem         // of problems, those that somebody else has to have made
+	sound    []keyCopy         // verified against the one that was taken
+	tries    int               // of a passphrase
 }
 
 // begin lists the key records and chooses among them.
@@ -212,6 +213,9 @@ func (s *keySearch) try(t Tag, rec *seal.KeyRecord) (*seal.Secret, error) {
 		if removed := s.removed(secret); removed != nil && errors.Is(err, errLacksGeneration) {
 			return nil, removed
 		}
+		if errors.Is(err, errLacksGeneration) {
+			s.lacking = append(s.lacking, rec)
+		}
 		s.mismatch = errors.Join(s.mismatch, fmt.Errorf("key record %s: %w", t, err))
 		s.opposes(Problem{Tag: t.String(), Err: err})
 		return nil, nil
@@ -319,6 +323,7 @@ func (s *keySearch) take(ctx context.Context, secret *seal.Secret, found *keyCop
 		}
 	}
 	s.report()
+	s.tellPassedOver(secret, found.tag)
 	s.opened = secret.Repo()
 	return s.repo.adoptCopy(secret, found, s.sound...)
 }

@@ -124,6 +124,7 @@ type Repo struct {
 	withheldOnce sync.Once // a key record that the registry withholds was told
 	behindOnce   sync.Once
 	keysOnce     sync.Once // a copy of a key record that opened it was told
+	passedOnce   sync.Once // a newer key record that is passed over was told
 
 	// walkRoot stands in for the catalogs of a root record in tests that have none.
 	walkRoot func(root *dr.Root, visit func(dr.UnitID) error) error
