@@ -53,7 +53,7 @@ func (c *compactor) run(ctx context.Context, listed map[string][]digest.Digest, 
 				return err
 			}
 		}
-		if err := r.finishOlder(ctx, c.movable(), c.result); err != nil {
+		if err := r.finishOlder(ctx, c.movable(), c.now, c.result); err != nil {
 			return err
 		}
 	}
@@ -220,7 +220,7 @@ func (c *compactor) rewrite(ctx context.Context, list []*component) error {
 	if err := c.look(ctx); err != nil {
 		return err
 	}
-	if err := r.finishOlder(ctx, c.movable(), c.result); err != nil {
+	if err := r.finishOlder(ctx, c.movable(), c.now, c.result); err != nil {
 		return err
 	}
 	return r.dropCompacted()

@@ -119,12 +119,25 @@ func (r *Repo) resumeMoves(ctx context.Context, snaps []*Snapshot, result *Compa
 	return result.Relocated > before, r.state.saveMoves(nil)
 }
 
-// finishOlder removes the tags that this host's own relocations have replaced. It
-// has found every unit in the new place when it wrote them.
-func (r *Repo) finishOlder(ctx context.Context, snaps []*Snapshot, result *Compaction) error {
+// finishOlder removes the tags that this host's own relocations have replaced. now
+// has those of this run, by tag of the snapshot: every unit was found in the new place
+// when they were written. Of an earlier run's it is found out once more, for what is
+// removed here is not to be had again (invariant 8).
+func (r *Repo) finishOlder(ctx context.Context, snaps []*Snapshot, now map[string]*Snapshot, result *Compaction) error {
+	c := newCompleteness(r, &inventory{}, &findings{}, newHarm())
 	for _, s := range snaps {
-		if s.at.Class != ClassRelocation || s.mover != r.HostID() {
+		if !s.hasOlder() || s.mover != r.HostID() {
 			continue
+		}
+		if fresh := now[s.Tag]; fresh == nil || fresh.Digest != s.Digest {
+			is, err := c.snapshot(ctx, s)
+			if err != nil {
+				return fmt.Errorf("whether %s holds all of its units: %w", s.Place, err)
+			}
+			if is != complete {
+				r.log.Warn("the older places of a snapshot stay: where it lies now it is not complete", "tag", s.Tag, "place", s.Place)
+				continue
+			}
 		}
 		n, err := r.dropOlder(ctx, s)
 		result.Dropped += n
