@@ -120,7 +120,9 @@ func sweep(ctx context.Context, root string, log *slog.Logger) error {
 	}
 	var ids []string
 	for _, e := range entries {
-		ids = append(ids, e.Name())
+		if e.Name() != "lost+found" { // the root may be a file system of its own
+			ids = append(ids, e.Name())
+		}
 	}
 	for _, g := range groups { // a group whose directory is gone is left from a laboratory too
 		if id := strings.TrimPrefix(g, prefix); !slices.Contains(ids, id) {
