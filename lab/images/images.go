@@ -91,8 +91,12 @@ func (s Set) archive() (string, error) {
 }
 
 // Ensure builds the sets that are not in the cache. Several processes may call it at the same time; one
-// builds and the others wait. A build needs the network for packages and takes a minute or more.
+// builds and the others wait. A build needs the network for packages and takes a minute or more. Without
+// log it says nothing.
 func Ensure(ctx context.Context, log *slog.Logger, sets ...Set) error {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	missing, err := missingOf(sets)
 	if err != nil || len(missing) == 0 {
 		return err
