@@ -140,6 +140,8 @@ func (g *guard) dispatch(w http.ResponseWriter, r *http.Request, req *request) {
 		g.serveBlob(w, r, req)
 	case reading && req.route == v2.RouteNameTags:
 		g.listTags(w, r, req)
+	case reading && req.route == v2.RouteNameManifest && !isDigest(req.ref) && r.URL.Query().Has(firstParameter):
+		g.firstNamed(w, r, req)
 	case reading && req.route != v2.RouteNameBlobUpload:
 		g.forward(w, r, req)
 	case req.route == v2.RouteNameManifest && r.Method == http.MethodPut:
@@ -329,6 +331,14 @@ func (g *guard) checkTag(ctx context.Context, req *request, t tag, d digest.Dige
 	case have != "" && t.ordinary():
 		return denied(fmt.Sprintf("user %s: role %s does not move tags; %s names %s", req.user, req.access.Role, t.text, have))
 	case have != "":
+		// What it was given first may be put back: then its link was damaged.
+		first, err := g.ledger.given(ctx, req.name, t)
+		if err != nil {
+			return g.failure("read what the tag named first", req, err)
+		}
+		if first == d {
+			return nil
+		}
 		return conflict(reasonTaken, fmt.Sprintf("tag %s is immutable and names %s", t.text, have))
 	}
 	return g.checkNew(ctx, req, t, d)
@@ -358,7 +368,7 @@ func (g *guard) checkNew(ctx context.Context, req *request, t tag, d digest.Dige
 			return conflict(reasonGap, fmt.Sprintf("tag %s does not exist; numbers have no gaps", before.text))
 		}
 	}
-	if t.class == classEpoch {
+	if t.class == classEpoch && old == "" { // what is put back stays its writer's
 		if err := g.ledger.claim(ctx, req.name, t, req.user); err != nil {
 			return g.failure("note claim", req, err)
 		}
@@ -452,10 +462,40 @@ func (g *guard) retire(ctx context.Context, req *request, t tag) *refusal {
 	if d == "" {
 		return nil // Distribution says that it does not exist
 	}
+	if d, err = g.ledger.given(ctx, req.name, t); err != nil {
+		return g.failure("read what the tag named first", req, err)
+	}
 	if err := g.ledger.retire(ctx, req.name, t, d); err != nil {
 		return g.failure("note deletion", req, err)
 	}
 	return nil
+}
+
+// firstParameter asks for what a tag was given first instead of what it names. The
+// protocol has no such thing; elsewhere the answer is what the tag names.
+const firstParameter = "first"
+
+// firstNamed answers with the digest that a tag was given first: the only one that it
+// may be given again, whatever it names now.
+func (g *guard) firstNamed(w http.ResponseWriter, r *http.Request, req *request) {
+	t := parseTag(req.ref)
+	defer g.series.rlock(req.name + ":" + t.series())()
+	read := g.ledger.given
+	if t.ordinary() {
+		read = func(ctx context.Context, name string, t tag) (digest.Digest, error) {
+			return g.ledger.resolve(ctx, name, t.text)
+		}
+	}
+	d, err := read(r.Context(), req.name, t)
+	switch {
+	case err != nil:
+		g.failure("read what the tag named first", req, err).write(w)
+	case d == "":
+		(&refusal{status: http.StatusNotFound, code: "MANIFEST_UNKNOWN", message: "the tag was never given anything"}).write(w)
+	default:
+		w.Header().Set("Docker-Content-Digest", d.String())
+		w.WriteHeader(http.StatusOK)
+	}
 }
 
 // failure logs why the guard itself could not go on.

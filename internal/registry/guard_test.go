@@ -19,7 +19,7 @@ func TestAnnouncement(t *testing.T) {
 	c := newClient(t, r)
 	for user, want := range map[*client]int{c: http.StatusUnauthorized, c.as("alice"): http.StatusOK} {
 		status, _, h := user.do("GET", "/v2/", nil)
-		if status != want || h.Get("Lifeboat-Registry") != "1; immutable-tags; checked-deletes; tag-prefix" {
+		if status != want || h.Get("Lifeboat-Registry") != "1; immutable-tags; checked-deletes; tag-prefix; tag-first" {
 			t.Errorf("%d, %q", status, h.Get("Lifeboat-Registry"))
 		}
 	}

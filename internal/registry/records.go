@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"strconv"
+	"strings"
 
 	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/registry/storage/driver"
@@ -18,7 +19,7 @@ import (
 // numbers were used and deleted, who claimed an epoch. The last two are small
 // files next to Distribution's own, through the same driver:
 //
-//	/lifeboat/v1/names/<name>/_retired/<tag>   the digest that the tag named
+//	/lifeboat/v1/names/<name>/_retired/<tag>   the digest that the tag was given first
 //	/lifeboat/v1/names/<name>/_claims/<tag>    the user that wrote the epoch
 //
 // Callers hold the lock of the tag's series.
@@ -28,6 +29,12 @@ type ledger struct {
 }
 
 const recordsRoot = "/lifeboat/v1/names"
+
+// tagHistory is where Distribution keeps a link for each manifest that a tag ever
+// named; see its storage/paths.go.
+func tagHistory(name, tag string) string {
+	return path.Join(repositoriesRoot, name, "_manifests", "tags", tag, "index", digest.SHA256.String())
+}
 
 func (l *ledger) tags(ctx context.Context, name string) (distribution.TagService, error) {
 	named, err := reference.WithName(name)
@@ -87,12 +94,40 @@ func (l *ledger) used(ctx context.Context, name string, t tag) (bool, error) {
 	return old != "", err
 }
 
+// given returns what a tag was given first, "" where it was never given anything:
+// what was noted when it was deleted, else what Distribution's list of all that a
+// tag ever named holds, which is not more than one. Where there is no such list, or
+// a crash left more in it, it is what the tag names. A link that was damaged, or
+// moved beside the registry, says nothing about that.
+func (l *ledger) given(ctx context.Context, name string, t tag) (digest.Digest, error) {
+	if t.numbered() {
+		if old, err := l.retired(ctx, name, t); err != nil || old != "" {
+			return old, err
+		}
+	}
+	all, err := l.driver.List(ctx, tagHistory(name, t.text))
+	var missing driver.PathNotFoundError
+	if err != nil && !errors.As(err, &missing) {
+		return "", fmt.Errorf("read what tag %s named: %w", t.text, err)
+	}
+	if len(all) == 1 {
+		if d := digest.NewDigestFromEncoded(digest.SHA256, path.Base(all[0])); d.Validate() == nil {
+			return d, nil
+		}
+	}
+	d, err := l.resolve(ctx, name, t.text)
+	if err != nil || t.class == classPacks && d != "" && !strings.HasPrefix(d.Encoded(), t.prefix) {
+		return "", err // nor was it what its name says
+	}
+	return d, nil
+}
+
 // retire notes that a tag's number is used up, before the tag is deleted.
 func (l *ledger) retire(ctx context.Context, name string, t tag, d digest.Digest) error {
 	return l.write(ctx, name, "_retired", t.text, d.String())
 }
 
-// retired returns what a deleted tag named, "" where it was never deleted.
+// retired returns what a deleted tag was given first, "" where it was never deleted.
 func (l *ledger) retired(ctx context.Context, name string, t tag) (digest.Digest, error) {
 	s, err := l.read(ctx, name, "_retired", t.text)
 	return digest.Digest(s), err

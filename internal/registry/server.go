@@ -29,7 +29,7 @@ import (
 const (
 	// announceHeader and announcement tell Lifeboat's client what it may rely on.
 	announceHeader = "Lifeboat-Registry"
-	announcement   = "1; immutable-tags; checked-deletes; tag-prefix"
+	announcement   = "1; immutable-tags; checked-deletes; tag-prefix; tag-first"
 	healthPath     = "/healthz"
 
 	defaultStallTimeout = 2 * time.Minute

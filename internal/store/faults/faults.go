@@ -315,6 +315,12 @@ func (s *Store) ResolveTag(ctx context.Context, tag string) (digest.Digest, erro
 	return d, err
 }
 
+// First implements store.Remembering.
+func (s *Store) First(ctx context.Context, tag string) (digest.Digest, error) {
+	d, _, err := run(ctx, s, ResolveTag, tag, func(*Fault) (digest.Digest, error) { return store.First(ctx, s.inner, tag) })
+	return d, err
+}
+
 // Tags implements store.Manifests.
 func (s *Store) Tags(ctx context.Context, prefix string) ([]string, error) {
 	tags, _, err := run(ctx, s, Tags, prefix, func(*Fault) ([]string, error) { return s.inner.Tags(ctx, prefix) })

@@ -159,6 +159,11 @@ func (s *Store) ResolveTag(ctx context.Context, tag string) (digest.Digest, erro
 	return call(ctx, s, func() (digest.Digest, error) { return s.inner.ResolveTag(ctx, tag) })
 }
 
+// First implements store.Remembering.
+func (s *Store) First(ctx context.Context, tag string) (digest.Digest, error) {
+	return store.First(ctx, s.inner, tag)
+}
+
 // Tags implements store.Manifests.
 func (s *Store) Tags(ctx context.Context, prefix string) ([]string, error) {
 	return call(ctx, s, func() ([]string, error) { return s.inner.Tags(ctx, prefix) })

@@ -37,6 +37,10 @@ func checkTag(tag string) error {
 // was used and deleted: to the writer it is as good as taken.
 const reasonRetired = "retired"
 
+// reasonTaken is what it answers when the tag names something else, which need not
+// be there: reading the tag again would say nothing.
+const reasonTaken = "taken"
+
 // reasonListed is what it answers when a tag names what is to be deleted, or an
 // index under a tag lists it.
 const reasonListed = "listed"
@@ -109,6 +113,8 @@ func (c *client) sendManifest(ctx context.Context, tag, mediaType string, d dige
 	switch {
 	case errors.As(refusal, &r) && r.reason == reasonRetired:
 		return fmt.Errorf("%w: %w", refusal, store.ErrTagRetired)
+	case r != nil && r.reason == reasonTaken:
+		return fmt.Errorf("%w: %w", refusal, store.ErrTagTaken)
 	case resp.StatusCode >= 500 || !definite(refusal):
 		return c.settle(ctx, tag, d, refusal)
 	}
@@ -161,12 +167,30 @@ func (c *client) ResolveTag(ctx context.Context, tag string) (digest.Digest, err
 	return d, nil
 }
 
-// resolve asks by HEAD, and by GET where the registry leaves the digest out.
+// First implements store.Remembering.
+func (c *client) First(ctx context.Context, tag string) (digest.Digest, error) {
+	query := ""
+	if c.first.Load() {
+		query = "?first"
+	}
+	d, err := c.head(ctx, tag, query)
+	if err != nil {
+		return "", c.fail("read what tag "+tag+" was given first", err)
+	}
+	return d, nil
+}
+
+// resolve returns what a tag names.
 func (c *client) resolve(ctx context.Context, tag string) (digest.Digest, error) {
+	return c.head(ctx, tag, "")
+}
+
+// head asks by HEAD, and by GET where the registry leaves the digest out.
+func (c *client) head(ctx context.Context, tag, query string) (digest.Digest, error) {
 	if err := checkTag(tag); err != nil {
 		return "", err
 	}
-	resp, err := c.do(ctx, http.MethodHead, c.url("manifests", tag), http.Header{"Accept": {accept}}, nil)
+	resp, err := c.do(ctx, http.MethodHead, c.url("manifests", tag)+query, http.Header{"Accept": {accept}}, nil)
 	if err != nil {
 		return "", err
 	}

@@ -48,12 +48,14 @@ const (
 // Header is what Lifeboat's own registry puts on every response. HeaderImmutable
 // is the word in it that promises atomic immutable tags, HeaderChecked the one
 // that promises store.Capabilities.CheckedDelete, HeaderPrefix the one that says
-// that a listing of tags takes the parameter prefix.
+// that a listing of tags takes the parameter prefix, HeaderFirst the one that says that
+// reading a tag takes the parameter first (store.Remembering).
 const (
 	Header          = "Lifeboat-Registry"
 	HeaderImmutable = "immutable-tags"
 	HeaderChecked   = "checked-deletes"
 	HeaderPrefix    = "tag-prefix"
+	HeaderFirst     = "tag-first"
 )
 
 // Options says how to reach a registry. The zero value means: system roots,
@@ -124,10 +126,12 @@ type client struct {
 	checked atomic.Bool
 	// prefixed is set once it has announced that it lists tags by their prefix.
 	prefixed atomic.Bool
-	stall    time.Duration
+	// first is set once it has announced that it says what a tag was given first.
+	first atomic.Bool
+	stall time.Duration
 }
 
-var _ store.Store = (*client)(nil)
+var _ store.Remembering = (*client)(nil)
 
 func open(ctx context.Context, rawURL string, opts Options) (*client, error) {
 	if err := ctx.Err(); err != nil {
@@ -280,6 +284,8 @@ func (c *client) noteAnnouncement(h http.Header) {
 			c.checked.Store(true)
 		case HeaderPrefix:
 			c.prefixed.Store(true)
+		case HeaderFirst:
+			c.first.Store(true)
 		}
 	}
 }

@@ -44,6 +44,7 @@ type layer struct {
 	blobs     map[digest.Digest]blob
 	manifests map[digest.Digest]manifest
 	tags      map[string]digest.Digest
+	first     map[string]digest.Digest // what each of them was given first
 	gone      map[string]digest.Digest // tags taken away, and what they named
 	caps      *store.Capabilities      // asked for once
 }
@@ -66,7 +67,7 @@ type manifest struct {
 func New(inner store.Store, dir string) *Store {
 	return &Store{inner, &layer{
 		dir: dir, blobs: map[digest.Digest]blob{}, manifests: map[digest.Digest]manifest{},
-		tags: map[string]digest.Digest{}, gone: map[string]digest.Digest{},
+		tags: map[string]digest.Digest{}, first: map[string]digest.Digest{}, gone: map[string]digest.Digest{},
 	}}
 }
 
@@ -251,16 +252,8 @@ func (s *Store) PutManifest(ctx context.Context, tag, mediaType string, body []b
 	if len(body) > store.MaxManifest {
 		return fail(store.ErrTooLarge)
 	}
-	caps, err := s.offers(ctx)
-	if err != nil {
-		return fail(err)
-	}
 	d := digest.FromBytes(body)
-	have, err := s.Primary().ResolveTag(ctx, tag)
-	switch {
-	case err == nil && have != d:
-		return fail(fmt.Errorf("it names %s: %w", have, store.ErrTagTaken))
-	case err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrDigestMismatch):
+	if err := s.free(ctx, tag, d); err != nil {
 		return fail(err)
 	}
 	if err := s.complete(ctx, mediaType, body); err != nil {
@@ -271,13 +264,59 @@ func (s *Store) PutManifest(ctx context.Context, tag, mediaType string, body []b
 	if now, ok := s.tags[tag]; ok && now != d { // meanwhile
 		return fail(fmt.Errorf("it names %s: %w", now, store.ErrTagTaken))
 	}
-	if was, ok := s.gone[tag]; ok && was != d && caps.RetiredTags {
-		return fail(store.ErrTagRetired)
-	}
 	delete(s.gone, tag)
 	s.manifests[d] = manifest{Manifest: store.Manifest{MediaType: mediaType, Digest: d, Body: slices.Clone(body)}}
 	s.tags[tag] = d
+	if _, ok := s.first[tag]; !ok {
+		s.first[tag] = d
+	}
 	return d, nil
+}
+
+// free reports by its error whether a tag may not be given d: it names something
+// else, or was given something else first and takes nothing but that.
+func (s *Store) free(ctx context.Context, tag string, d digest.Digest) error {
+	have, err := s.Primary().ResolveTag(ctx, tag)
+	if err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrDigestMismatch) {
+		return err
+	}
+	if err == nil && have == d {
+		return nil
+	}
+	caps, cerr := s.offers(ctx)
+	if cerr != nil {
+		return cerr
+	}
+	if caps.RetiredTags {
+		first, ferr := s.First(ctx, tag)
+		switch {
+		case ferr == nil && first == d:
+			return nil
+		case ferr == nil && err != nil:
+			return fmt.Errorf("it was given %s first: %w", first, store.ErrTagRetired)
+		case ferr != nil && !errors.Is(ferr, store.ErrNotFound):
+			return ferr
+		}
+	}
+	if err == nil {
+		return fmt.Errorf("it names %s: %w", have, store.ErrTagTaken)
+	}
+	return nil
+}
+
+// First implements store.Remembering: what the store below says, else what was
+// written here.
+func (s *Store) First(ctx context.Context, tag string) (digest.Digest, error) {
+	d, err := store.First(ctx, s.inner, tag)
+	if !errors.Is(err, store.ErrNotFound) {
+		return d, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if d, ok := s.first[tag]; ok {
+		return d, nil
+	}
+	return "", err
 }
 
 // complete refuses a manifest that names what is not there.

@@ -321,6 +321,12 @@ func (s *Store) ResolveTag(ctx context.Context, tag string) (d digest.Digest, er
 	return d, err
 }
 
+// First implements store.Remembering.
+func (s *Store) First(ctx context.Context, tag string) (d digest.Digest, err error) {
+	err = s.again(ctx, "resolve tag", func() error { d, err = store.First(ctx, s.inner, tag); return err })
+	return d, err
+}
+
 // Tags implements store.Manifests.
 func (s *Store) Tags(ctx context.Context, prefix string) (tags []string, err error) {
 	err = s.again(ctx, "list tags", func() error { tags, err = s.inner.Tags(ctx, prefix); return err })
