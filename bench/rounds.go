@@ -164,8 +164,7 @@ func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n 
 			if !tools[name].sees(step) {
 				continue
 			}
-			unix.Sync()
-			if err := s.readData(); err != nil {
+			if err := errors.Join(s.readData(), ready()); err != nil {
 				return err
 			}
 			o, err := tools[name].copy(ctx)
@@ -228,6 +227,12 @@ func (s *stage) settle() error {
 	return nil
 }
 
+// ready makes each measured command begin alike: nothing is left to be written, and free memory is at hand.
+func ready() error {
+	unix.Sync()
+	return ownMemory()
+}
+
 // readData reads the data once, so that every tool finds them in the page cache: borg tells the kernel to
 // drop what it has read, and whoever came after it would wait for the disk.
 func (s *stage) readData() error {
@@ -268,7 +273,9 @@ func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 // restored measures a restore until everything is on the disk, and looks whether it is all there.
 func (s *stage) restored(ctx context.Context, r *results, n int, name string, t tool, base int64) error {
 	to := s.restoreTo(n, name)
-	unix.Sync()
+	if err := ready(); err != nil {
+		return err
+	}
 	o, err := t.restore(ctx, to)
 	if err != nil {
 		return err
@@ -384,7 +391,9 @@ func (s *stage) imageByLifeboat(ctx context.Context, name, dir string) (o outcom
 	if _, err := l.run(ctx, &unmeasured, "protect", name, "--container", name); err != nil {
 		return o, "", nil, err
 	}
-	unix.Sync()
+	if err := ready(); err != nil {
+		return o, "", nil, errors.Join(err, l.registry.stop())
+	}
 	o, err = l.snapshot(ctx, name)
 	return o, l.stored(), l.registry.stop, err
 }
@@ -395,7 +404,9 @@ func (s *stage) imageByDocker(ctx context.Context, name, dir string) (o outcome,
 		return o, "", nil, err
 	}
 	d.count = 1
-	unix.Sync()
+	if err := ready(); err != nil {
+		return o, "", nil, errors.Join(err, d.end(ctx))
+	}
 	o, err = d.commit(ctx, name, d.reference())
 	return o, d.stored(), func() error { return d.end(ctx) }, err
 }
