@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/seal"
 	"lifeboat/internal/store"
 )
 
@@ -291,7 +292,7 @@ func (r *Repo) Enrol(ctx context.Context) (notice string, err error) {
 		case err != nil:
 			return "", fmt.Errorf("enrol host %s: %w", id.Short(), err)
 		case s != nil && s.revoked:
-			return "", fmt.Errorf("host %s was revoked on %s; to start over delete its host key: %w", id.Short(), s.Revoked.UTC().Format(time.RFC3339), ErrRevoked)
+			return "", fmt.Errorf("host %s was revoked on %s; if it is to write again, as a new host, move %s out of its engine's directory below the state directory, and run the command again: %w", id.Short(), s.Revoked.UTC().Format(time.RFC3339), seal.HostKeyFile, ErrRevoked)
 		case s != nil:
 			return notice, nil
 		}

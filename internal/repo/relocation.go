@@ -170,7 +170,7 @@ func (r *Repo) relocateRecord(ctx context.Context, s *Snapshot, commit []byte, n
 			return nil, what(err)
 		}
 		if _, distrust, rerr := r.snapshotAt(ctx, t); rerr == nil && distrust == nil {
-			return nil, what(fmt.Errorf("another host relocated it at the same time (%s): %w", t, dr.ErrHeld))
+			return nil, what(fmt.Errorf("another gc relocated it at the same time (%s): %w", t, dr.ErrHeld))
 		} else if rerr != nil && !about(rerr) {
 			return nil, what(rerr)
 		}
