@@ -95,7 +95,8 @@ type ApplyStats struct {
 // is read and hashed (LocalCatalog). What current says must be true: entries
 // equal in both are not looked at. src gives the units that are not here.
 //
-// Files are written in place; directories, links, devices and metadata follow,
+// Files are written in place, but for such as have names that are not the
+// target's: nothing is written through a link. Directories, links, devices and metadata follow,
 // times last. On return without an error everything is on disk, and the
 // statcache of the tree is recorded. Killed at any point and run again without
 // current, it ends in the same state (invariant 8); in between the tree is a
@@ -140,6 +141,7 @@ type applier struct {
 	counted bool // whiteouts that are left out have been counted
 	win     *window
 	remade  map[string]struct{} // firsts of link groups with a new inode
+	foreign map[string]struct{} // firsts of link groups that have other names on disk
 	touched map[string]struct{} // directories changed without a trace in the difference
 	late    []string            // removed paths that are sources of copies
 
@@ -150,7 +152,7 @@ type applier struct {
 func newApplier(ctx context.Context, root string, target *catalog.Reader, src UnitFetcher, o ApplyOptions) (_ *applier, err error) {
 	a := &applier{
 		o: o, src: src, path: root, exclude: map[string]struct{}{}, above: map[string]struct{}{},
-		remade: map[string]struct{}{}, touched: map[string]struct{}{},
+		remade: map[string]struct{}{}, foreign: map[string]struct{}{}, touched: map[string]struct{}{},
 	}
 	for _, p := range o.Exclude {
 		a.exclude[p] = struct{}{}
@@ -278,7 +280,7 @@ func (a *applier) run(ctx context.Context, current *catalog.Reader) error {
 	}
 	a.back.fd, a.back.off = a.root.fd, a.o.NoSync
 	a.progress(0, 0)
-	for _, pass := range []func(context.Context) error{a.remove, a.write, a.relink, a.unlinkLost, a.removeLate, a.touchLost, a.directories} {
+	for _, pass := range []func(context.Context) error{a.remove, a.findForeign, a.write, a.relink, a.unlinkLost, a.removeLate, a.touchLost, a.directories} {
 		if err := pass(ctx); err != nil {
 			return err
 		}

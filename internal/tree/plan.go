@@ -20,6 +20,8 @@ type plan struct {
 	sources map[string]struct{}
 	// above are the directories that hold a source, at any depth.
 	above map[string]struct{}
+	// linked are first names of link groups, here or in the target, that change.
+	linked []string
 }
 
 type localPos struct {
@@ -34,6 +36,9 @@ func (a *applier) makePlan(ctx context.Context) (*plan, error) {
 	err := a.diff(ctx, func(c catalog.Change) error {
 		if c.A != nil && c.A.Type == catalog.File && c.Kind != catalog.Metadata {
 			search = true
+		}
+		if c.A != nil && c.B != nil && c.A.Type == c.B.Type && (c.A.LinkGroup || c.B.LinkGroup) && !sameButGroup(c) {
+			p.linked = append(p.linked, c.B.Clone().Path)
 		}
 		if c.B == nil || c.B.Type != catalog.File || c.Kind == catalog.Metadata {
 			return nil

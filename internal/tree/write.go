@@ -103,7 +103,17 @@ func (a *applier) writeEntry(ctx context.Context, c catalog.Change) error {
 	case catalog.HardLink:
 		return a.link(e)
 	}
-	if c.Kind != catalog.Metadata {
+	if sameButGroup(c) {
+		return nil
+	}
+	remake := c.Kind != catalog.Metadata
+	if !remake && e.Type != catalog.Whiteout {
+		var err error
+		if remake, err = a.hasForeignNames(c); err != nil {
+			return err
+		}
+	}
+	if remake {
 		if !fresh {
 			if err := a.make(e, func(dir int, name string) error { return unix.Unlinkat(dir, name, 0) }); err != nil {
 				return err
@@ -111,6 +121,7 @@ func (a *applier) writeEntry(ctx context.Context, c catalog.Change) error {
 			if e.LinkGroup {
 				a.remade[e.Clone().Path] = struct{}{}
 			}
+			a.touched[catalog.Parent(e.Clone().Path)] = struct{}{}
 		}
 		done, err := a.makeNode(e)
 		if !done || err != nil {
@@ -202,7 +213,7 @@ func (a *applier) relink(ctx context.Context) error {
 		return nil
 	}
 	return catalog.Merge(ctx, nil, a.target, func(_, e *catalog.Entry) error {
-		if e.Type != catalog.HardLink || a.excluded(e.Path) {
+		if e.Type != catalog.HardLink || a.excluded(e.Path) || !a.inScope(e.Path) {
 			return nil
 		}
 		if _, ok := a.remade[e.Target]; !ok {
@@ -215,7 +226,17 @@ func (a *applier) relink(ctx context.Context) error {
 // writeFile plans what a regular file needs.
 func (a *applier) writeFile(ctx context.Context, c catalog.Change, fresh bool) error {
 	e := c.B
-	if c.Kind == catalog.Metadata {
+	if sameButGroup(c) {
+		return nil
+	}
+	foreign := false
+	if !fresh {
+		var err error
+		if foreign, err = a.hasForeignNames(c); err != nil {
+			return err
+		}
+	}
+	if c.Kind == catalog.Metadata && !foreign {
 		w := a.writer()
 		defer a.done(w)
 		return a.setMetadata(w, e)
@@ -231,10 +252,13 @@ func (a *applier) writeFile(ctx context.Context, c catalog.Change, fresh bool) e
 	}
 	old := -1
 	var err error
-	if fresh {
+	switch {
+	case fresh:
 		err = a.make(e, func(dir int, name string) error { return f.create(dir, name) })
-	} else {
-		old, err = f.openInPlace(c.A)
+	case foreign:
+		old, err = f.makeAnew()
+	default:
+		err = f.openInPlace()
 	}
 	if err != nil {
 		return err
@@ -281,39 +305,62 @@ func (f *file) create(dir int, name string) error {
 	return err
 }
 
-// openInPlace opens a file whose content changes. One that has names outside
-// the tree is made anew, so that nothing outside changes; then the old one's
-// descriptor is returned, else -1.
-func (f *file) openInPlace(was *catalog.Entry) (int, error) {
-	a, old := f.a, -1
-	err := a.make(&f.entry, func(dir int, name string) error {
+// openInPlace opens a file whose content changes.
+func (f *file) openInPlace() error {
+	return f.a.make(&f.entry, func(dir int, name string) error {
 		const flags = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 		fd, err := retry(func() (int, error) { return unix.Openat(dir, name, flags, 0) })
 		if err != nil {
 			return err
 		}
-		var st Stat
-		if err = statFd(fd, &st); err == nil && !st.IsRegular() {
-			err = unix.ESTALE
+		if err := checkRegular(fd); err != nil {
+			return errors.Join(err, unix.Close(fd))
 		}
-		if err != nil || st.Nlink <= 1 || was.LinkGroup || f.entry.LinkGroup || a.root.Single() {
-			f.fd = fd
-			if err != nil {
-				_ = unix.Close(fd)
-			}
+		f.fd = fd
+		return nil
+	})
+}
+
+// makeAnew puts a new file in the place of one that has names which are not the
+// target's, and returns a descriptor of the old one. The names of the target follow
+// (relink).
+func (f *file) makeAnew() (int, error) {
+	a, old := f.a, -1
+	err := a.make(&f.entry, func(dir int, name string) error {
+		fd, err := openRegular(dir, name)
+		if err != nil {
 			return err
 		}
-		old = fd
+		if err := checkRegular(fd); err != nil {
+			return errors.Join(err, unix.Close(fd))
+		}
 		a.touched[catalog.Parent(f.entry.Path)] = struct{}{}
+		if f.entry.LinkGroup {
+			a.remade[f.entry.Path] = struct{}{}
+		}
 		if err = unix.Unlinkat(dir, name, 0); err == nil {
 			err = f.create(dir, name)
 		}
 		if err != nil {
 			_ = unix.Close(fd)
+			return err
 		}
-		return err
+		old = fd
+		return nil
 	})
 	return old, err
+}
+
+// checkRegular looks whether an open file is of the type that was told.
+func checkRegular(fd int) error {
+	var st Stat
+	if err := statFd(fd, &st); err != nil {
+		return err
+	}
+	if !st.IsRegular() {
+		return unix.ESTALE
+	}
+	return nil
 }
 
 // punch makes a hole where there was data.
