@@ -3,9 +3,12 @@ package repo
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +35,52 @@ func TestTags(t *testing.T) {
 		if _, err := ParseTag(name); !errors.Is(err, dr.ErrTampered) {
 			t.Errorf("%q: %v", name, err)
 		}
+	}
+}
+
+// TestForgottenIsNotSeenAnew: what one process of a host takes away another one that
+// saw it before does not remember as there; what is there much later was put back.
+func TestForgottenIsNotSeenAnew(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	process := func() *state {
+		s := newState(base)
+		if err := errors.Join(s.use(dr.RepoID{1}), s.recall()); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first, second := Tag{Class: ClassSnapshot, System: "shop", Number: 1}, Tag{Class: ClassSnapshot, System: "shop", Number: 2}
+	seen := func(s *state, n dr.Number) string {
+		t.Helper()
+		s.witness(first, digest.FromString("1"))
+		s.witness(second, digest.FromString("2"))
+		if err := s.raise(map[string]dr.Number{first.prefix(): n}); err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.remembered("shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(slices.Sorted(maps.Keys(m.digests)))
+	}
+	a := process()
+	if got := seen(a, 2); got != "[1 2]" {
+		t.Errorf("seen: %s", got)
+	}
+	b := process()
+	if err := process().unsee([]Tag{first}); err != nil {
+		t.Fatal(err)
+	}
+	for n, s := range []*state{a, b, process()} {
+		if got := seen(s, dr.Number(3+n)); got != "[2]" {
+			t.Errorf("process %d: %s", n, got)
+		}
+	}
+	later := process()
+	later.began = later.began.Add(2 * takingAway)
+	if got := seen(later, 9); got != "[1 2]" {
+		t.Errorf("put back: %s", got)
 	}
 }
 

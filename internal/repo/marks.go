@@ -28,6 +28,9 @@ type marks struct {
 	Numbers map[string]dr.Number `json:"numbers"`
 	// Seen are the manifests that verified under the newest tags of each prefix.
 	Seen map[string]digest.Digest `json:"seen"`
+	// Forgotten are the newest tags that this host took away itself, with when (unix
+	// seconds): another process of it that has seen them does not remember them anew.
+	Forgotten map[string]int64 `json:"forgotten,omitempty"`
 	// Own are the highest numbers that this host itself has given to snapshots.
 	Own map[string]dr.Number `json:"own,omitempty"`
 	// Given are the highest numbers that snapshots and key records had when an older
@@ -42,7 +45,7 @@ type marks struct {
 
 func newMarks() marks {
 	return marks{
-		Numbers: map[string]dr.Number{}, Seen: map[string]digest.Digest{},
+		Numbers: map[string]dr.Number{}, Seen: map[string]digest.Digest{}, Forgotten: map[string]int64{},
 		Own: map[string]dr.Number{}, Given: map[string]dr.Number{}, Setbacks: map[string][]setback{},
 	}
 }
@@ -50,6 +53,13 @@ func newMarks() marks {
 // seenPerPrefix is how many of the newest tags of one class and system are
 // remembered with what they name.
 const seenPerPrefix = 64
+
+// forgottenPerPrefix is the same of what this host took away itself.
+const forgottenPerPrefix = 512
+
+// takingAway is how long after it was noted that a tag is taken away it may still be
+// there. What is there later was put back.
+const takingAway = time.Hour
 
 // maxFresh is at how many tags of one process the older ones are forgotten.
 const maxFresh = 4096
@@ -68,7 +78,7 @@ func (s *state) loadMarks() (marks, error) {
 		return newMarks(), fmt.Errorf("local state: %w", err)
 	}
 	m := newMarks()
-	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil || m.Own == nil || m.Given == nil || m.Setbacks == nil {
+	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil || m.Forgotten == nil || m.Own == nil || m.Given == nil || m.Setbacks == nil {
 		return newMarks(), fmt.Errorf("%w: %s; compare with another host what the repository's newest snapshots are, then delete it to trust what the repository shows now", errMarksDamaged, name)
 	}
 	return m, nil
@@ -129,8 +139,7 @@ func (s *state) raise(numbers map[string]dr.Number) error {
 		if !raiseAll(m.Numbers, numbers) {
 			return false
 		}
-		maps.Copy(m.Seen, s.fresh)
-		m.forgetOld()
+		s.addFresh(m)
 		return true
 	})
 }
@@ -142,10 +151,26 @@ func (s *state) raiseOwn(numbers map[string]dr.Number) error {
 		if !raiseAll(m.Own, numbers) && !changed {
 			return false
 		}
-		maps.Copy(m.Seen, s.fresh)
-		m.forgetOld()
+		s.addFresh(m)
 		return true
 	})
+}
+
+// addFresh adds what this process has seen to verify; the caller holds the lock.
+func (s *state) addFresh(m *marks) {
+	for name, d := range s.fresh {
+		if !s.tookAway(m, name) {
+			m.Seen[name] = d
+		}
+	}
+	m.forgetOld()
+}
+
+// tookAway reports whether this host took a tag away itself and this process cannot
+// have seen it put back; the caller holds the lock.
+func (s *state) tookAway(m *marks, name string) bool {
+	at, ok := m.Forgotten[name]
+	return ok && time.Unix(at, 0).After(s.began.Add(-takingAway))
 }
 
 func raiseAll(have, numbers map[string]dr.Number) (changed bool) {
@@ -159,34 +184,41 @@ func raiseAll(have, numbers map[string]dr.Number) (changed bool) {
 
 // unsee forgets what was seen under tags: this host takes them away itself.
 func (s *state) unsee(tags []Tag) error {
-	return s.changeMarks(func(m *marks) (changed bool) {
+	return s.changeMarks(func(m *marks) bool {
+		now := time.Now().Unix()
 		for _, t := range tags {
 			name := t.String()
-			_, seen := m.Seen[name]
-			changed = changed || seen
 			delete(m.Seen, name)
 			delete(s.firm, name)
 			delete(s.fresh, name)
+			m.Forgotten[name] = now
 		}
-		return changed
+		m.forgetOld()
+		return len(tags) > 0
 	})
 }
 
 // forgetOld keeps the newest tags of each prefix.
 func (m marks) forgetOld() {
+	keepNewest(m.Seen, seenPerPrefix)
+	keepNewest(m.Forgotten, forgottenPerPrefix)
+}
+
+// keepNewest keeps the n newest tags of each prefix.
+func keepNewest[V any](tagged map[string]V, n int) {
 	byPrefix := map[string][]Tag{}
-	for name := range m.Seen {
+	for name := range tagged {
 		t, err := ParseTag(name)
 		if err != nil {
-			delete(m.Seen, name)
+			delete(tagged, name)
 			continue
 		}
 		byPrefix[t.prefix()] = append(byPrefix[t.prefix()], t)
 	}
 	for _, tags := range byPrefix {
 		slices.SortFunc(tags, compareTags)
-		for _, t := range tags[:max(0, len(tags)-seenPerPrefix)] {
-			delete(m.Seen, t.String())
+		for _, t := range tags[:max(0, len(tags)-n)] {
+			delete(tagged, t.String())
 		}
 	}
 }
@@ -260,7 +292,7 @@ func (s *state) witness(t Tag, d digest.Digest) (before digest.Digest, firm bool
 	was := s.fresh[name]
 	s.fresh[name] = d
 	if len(s.fresh) > max(maxFresh, 2*s.kept) { // thousands of snapshots: the newest are those that count
-		marks{Seen: s.fresh}.forgetOld()
+		keepNewest(s.fresh, seenPerPrefix)
 		s.kept = len(s.fresh)
 	}
 	if was == "" || was == d {

@@ -48,11 +48,14 @@ func (r *Repo) rehearsal() (*Repo, *overlay.Store, error) {
 // copyTo is a state that begins as s is now and goes its own way, below base.
 func (s *state) copyTo(base string) (*state, error) {
 	c := newState("")
-	c.firm, c.fresh = nil, nil
+	c.firm, c.fresh, c.began = nil, nil, s.began
 	err := s.locked(func() error {
 		c.firm, c.fresh, c.kept = maps.Clone(s.firm), maps.Clone(s.fresh), s.kept
 		if s.dir == "" {
-			c.mem = marks{maps.Clone(s.mem.Numbers), maps.Clone(s.mem.Seen), maps.Clone(s.mem.Own), maps.Clone(s.mem.Given), s.mem.Generation, maps.Clone(s.mem.Setbacks)}
+			c.mem = marks{
+				Numbers: maps.Clone(s.mem.Numbers), Seen: maps.Clone(s.mem.Seen), Forgotten: maps.Clone(s.mem.Forgotten),
+				Own: maps.Clone(s.mem.Own), Given: maps.Clone(s.mem.Given), Generation: s.mem.Generation, Setbacks: maps.Clone(s.mem.Setbacks),
+			}
 			c.pending, c.read, c.lost = maps.Clone(s.pending), maps.Clone(s.read), maps.Clone(s.lost)
 			c.unused, c.small = maps.Clone(s.unused), maps.Clone(s.small)
 			return nil

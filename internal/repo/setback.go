@@ -315,6 +315,9 @@ func (s *state) remembered(sys dr.System) (out memory, err error) {
 		var list []known
 		for _, seen := range []map[string]digest.Digest{s.firm, s.fresh, m.Seen} {
 			for name, d := range seen {
+				if s.tookAway(&m, name) {
+					continue // by another process of this host, maybe just now
+				}
 				if t, err := ParseTag(name); err == nil && t.System == sys && (t.Class == ClassSnapshot || t.Class == ClassRelocation) {
 					list = append(list, known{t, d})
 				}

@@ -354,6 +354,21 @@ func TestMissingInTheMiddle(t *testing.T) {
 		keep(t, b.Host("main"), 2)
 		look(b, b.Store, nil)
 	})
+	t.Run("own forgetting beside a snapshot", func(t *testing.T) {
+		t.Parallel()
+		b := bed(t)
+		beside := b.Host("main") // another process of the host, which has seen them all
+		all, _, err := beside.Snapshots(t.Context(), "")
+		if err != nil || len(all) != 4 {
+			t.Fatalf("%v, %v", all, err)
+		}
+		keep(t, b.Host("main"), 2)
+		take(t, beside, 9, taken{created: ages(1)})
+		look(b, b.Store, nil)
+		if x := mustCheck(t, beside); len(x.Forgotten) != 0 {
+			t.Errorf("what is told while it runs: %q", x.Forgotten)
+		}
+	})
 	t.Run("another host's", func(t *testing.T) {
 		t.Parallel()
 		b := bed(t)

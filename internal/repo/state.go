@@ -42,6 +42,7 @@ type state struct {
 	dir  string // of this repository, below base
 
 	mu      sync.Mutex
+	began   time.Time                // when this process did
 	mem     marks                    // where there is no directory
 	firm    map[string]digest.Digest // seen under a tag before this process began
 	fresh   map[string]digest.Digest // and since
@@ -54,7 +55,7 @@ type state struct {
 }
 
 func newState(base string) *state {
-	return &state{base: base, mem: newMarks(), firm: map[string]digest.Digest{}, fresh: map[string]digest.Digest{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}, small: map[string][]byte{}}
+	return &state{base: base, began: time.Now(), mem: newMarks(), firm: map[string]digest.Digest{}, fresh: map[string]digest.Digest{}, pending: map[digest.Digest]dr.System{}, read: map[digest.Digest][]byte{}, lost: map[digest.Digest]bool{}, unused: map[digest.Digest]unneeded{}, small: map[string][]byte{}}
 }
 
 // use chooses the directory of a repository.
