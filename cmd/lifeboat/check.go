@@ -15,7 +15,7 @@ func newCheckCmd(a *app) *cobra.Command {
 that it names exists with the right size, and of the newest snapshot of each system
 every file has all of its content in some pack. Packs are not read, nor the lists of
 files of older snapshots: verify does that. What this host has found damaged by
-reading is read again.
+reading, be it for a restore, is read again.
 
 It says which files of which snapshots are hit by what is damaged or gone: of each
 damage the first ten, with --json all of them (in "hit", by snapshot; one that

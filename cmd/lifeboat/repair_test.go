@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"maps"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -171,4 +173,44 @@ func flipStoredIndex(t *testing.T, reg *registrytest.Registry) {
 	if err != nil || flipped == 0 {
 		t.Fatalf("%d indexes, %v", flipped, err)
 	}
+}
+
+// What a restore has found damaged check names, and repair mends; whoever has not
+// read it sees nothing of it yet.
+func TestRestoreFindsWhatRepairMends(t *testing.T) {
+	t.Parallel()
+	reg, p := registrytest.Start(t), newPlace(t)
+	p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--site", "main", "--kit", p.path("kit.txt"))
+	files := map[string]string{}
+	for i := range 40 {
+		content := make([]byte, 100<<10)
+		_, _ = rand.NewChaCha8([32]byte{byte(i), 3}).Read(content)
+		files[fmt.Sprintf("f%02d", i)] = string(content)
+	}
+	p.storeFiles(reg, "shop", "sha256:aa", files)
+	p.do(0, &struct{}{}, "snapshots", "shop")
+	mirror := copyRegistry(t, reg)
+	flipStored(t, reg, 1<<20)
+	p.do(0, &checkAnswer{}, "check")
+	to := filepath.Join(t.TempDir(), "to")
+	restore := []string{"restore", "shop@#1", "--volume", "data", "--to", to}
+	var found restoredAnswer
+	if p.do(codePartial, &found, restore...); len(found.Lost) == 0 {
+		t.Fatalf("%+v", found)
+	}
+	var told checkAnswer
+	if p.do(1, &told, "check"); len(told.Damaged) == 0 || len(told.Hit) != 1 {
+		t.Errorf("%+v", told)
+	}
+	var left, plan, done repairAnswer
+	if p.do(1, &left, "repair"); len(left.Hit) != 1 {
+		t.Errorf("%+v", left)
+	}
+	p.do(0, &plan, "repair", "--dry-run", "--from", mirror.URL("dr"))
+	if p.do(0, &done, "repair", "--from", mirror.URL("dr")); len(done.Steps) == 0 || len(done.Steps) != len(plan.Steps) || len(done.Damaged) != 0 {
+		t.Errorf("%+v", done)
+	}
+	p.do(0, &found, restore...)
+	mustHoldFiles(t, to, files, slices.Sorted(maps.Keys(files)))
+	p.do(0, &checkAnswer{}, "check")
 }

@@ -235,3 +235,6 @@ func (r *Repo) AllUnits(ctx context.Context, s *Snapshot) (map[dr.UnitRef][]byte
 	}).snapshot(ctx, s)
 	return out, err
 }
+
+// FoundBad counts the packs that this host has found damaged by reading.
+func (r *Repo) FoundBad() int { return len(r.packLog().BadOnes()) }

@@ -521,5 +521,27 @@ func TestFetchEnds(t *testing.T) {
 	mustHold(t, b.HostOn("shaky", short), s, units)
 	// Bytes altered on the way are not used.
 	altered := faults.New(t, b.Store, faults.Fault{Op: faults.GetBlob, Call: 2, Kind: faults.Corrupt, At: 100})
-	mustHold(t, b.HostOn("noisy", altered), s, units)
+	noisy := b.HostOn("noisy", altered)
+	mustHold(t, noisy, s, units)
+	if n := noisy.FoundBad(); n != 0 {
+		t.Errorf("%d packs are remembered as damaged that were altered on the way once", n)
+	}
+	// What is altered each time is remembered, once, and until it is read and sound.
+	l := manifestOf(t, b.Store, s.Needs[0].String()).Layers[1]
+	sound := bytes.Clone(blobBytes(t, b.Store, l.Digest, l.Size))
+	b.Store.Corrupt(l.Digest, noise(4, len(sound)))
+	if err := rd.Fetch(t.Context(), listOf(root), func(int, []byte) error { return nil }); !errors.Is(err, dr.ErrTampered) {
+		t.Errorf("a damaged pack: %v", err)
+	}
+	main := b.Host("main")
+	if n := main.FoundBad(); n != 1 {
+		t.Errorf("%d damaged packs are remembered", n)
+	}
+	if x := mustCheck(t, main); !slices.ContainsFunc(x.Problems, func(p repo.Problem) bool { return p.Blob == l.Digest.String() }) {
+		t.Errorf("%v", x.Problems)
+	}
+	b.Store.Corrupt(l.Digest, sound)
+	if x := mustCheck(t, main); len(x.Problems) != 0 || main.FoundBad() != 0 {
+		t.Errorf("%v, %d packs", x.Problems, main.FoundBad())
+	}
 }

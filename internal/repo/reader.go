@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -26,6 +27,8 @@ type Reader struct {
 	snap *Snapshot
 
 	ixs atomic.Pointer[[]*index] // replaced as a whole, under mu
+
+	damaged sync.Map // digests of packs that were found so
 
 	elsewhereOnce sync.Once // looked for other places of the snapshot
 	elsewhereMore bool
@@ -139,8 +142,8 @@ func (rd *Reader) Unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 }
 
 func (rd *Reader) tryUnit(ctx context.Context, ref dr.UnitRef) (data []byte, err error) {
-	for range unitTries {
-		if data, err = rd.unit(ctx, ref); err == nil {
+	for try := range unitTries {
+		if data, err = rd.unit(ctx, ref, try == unitTries-1); err == nil {
 			return data, nil
 		}
 		if ctx.Err() != nil || errors.Is(err, store.ErrNotFound) {
@@ -154,8 +157,9 @@ func (rd *Reader) tryUnit(ctx context.Context, ref dr.UnitRef) (data []byte, err
 // the way once need not be the second time.
 const unitTries = 2
 
-// unit tries every pack manifest that has a unit.
-func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
+// unit tries every pack manifest that has a unit. The last try remembers which packs
+// are damaged.
+func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef, last bool) ([]byte, error) {
 	var errs []error
 	for i := range rd.indexes() {
 		ix, loc, ok, err := rd.lookup(ctx, i, ref.ID)
@@ -173,12 +177,35 @@ func (rd *Reader) unit(ctx context.Context, ref dr.UnitRef) ([]byte, error) {
 		if ctx.Err() != nil {
 			return nil, err
 		}
+		if last {
+			rd.noteDamaged(ix, loc.Group, err)
+		}
 		errs = append(errs, err) // another manifest may have it too
 	}
 	if len(errs) == 0 {
 		return nil, tampered("none of its pack manifests has it")
 	}
 	return nil, &placesError{errs}
+}
+
+// noteDamaged remembers, as a verification does, that this host has found a pack
+// damaged: check names it, and repair mends it. Both read it again before they
+// believe it. What is not there at all they see for themselves.
+func (rd *Reader) noteDamaged(ix *index, group uint32, err error) {
+	if !errors.Is(err, dr.ErrTampered) && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, store.ErrDigestMismatch) {
+		return
+	}
+	g, err := ix.Group(group)
+	if err != nil {
+		return // the index's cache is what is damaged, and is made anew
+	}
+	p, err := ix.Pack(g.Pack)
+	if err != nil {
+		return
+	}
+	if _, told := rd.damaged.LoadOrStore(p.Digest, true); !told {
+		rd.repo.notePack(p.Digest, false)
+	}
 }
 
 func (rd *Reader) indexes() []*index {
