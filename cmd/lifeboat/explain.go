@@ -56,6 +56,12 @@ var whereToLook = map[string][]string{
 	"diff":     snapshotsAndTrees,
 }
 
+// anyState are the commands that do their work as well with an empty state
+// directory. The others speak, remove or start in this host's name: with another
+// directory they would do so as a new host, which is not the one that is enrolled,
+// holds the systems and knows what is here.
+var anyState = []string{"lifeboat restore", "lifeboat check", "lifeboat verify", "lifeboat ls", "lifeboat diff", "lifeboat snapshots"}
+
 // whole adds to an error what it does not say itself: every error of a command
 // has the state of things and a next step (CLI contract: error.state, error.next).
 func (a *app) whole(ctx context.Context, o outcome, err error) error {
@@ -131,10 +137,11 @@ func (a *app) byKind(o outcome, err error) (state string, next []string) {
 		}
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) {
-		return state, []string{
-			"make room at the path that is named above, or make it writable; then " + again,
-			"or let this host remember somewhere else for the time being: " + config.EnvStateDir + "=/a/directory/on/another/disk (what is cached is fetched again; that the registry shows an older state than this host has seen is not noticed then)",
+		next := []string{"make room at the path that is named above, or make it writable; then " + again}
+		if slices.Contains(anyState, path) {
+			next = append(next, "or let this host remember somewhere else for the time being: "+config.EnvStateDir+"=/a/directory/on/another/disk (what is cached is fetched again; that the registry shows an older state than this host has seen is not noticed then)")
 		}
+		return state, next
 	}
 	return state, []string{"mend what is named above, then " + again}
 }

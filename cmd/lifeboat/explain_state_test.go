@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -50,6 +52,38 @@ func TestStateAndNextStep(t *testing.T) {
 		if state != tc.state || !strings.Contains(strings.Join(next, "\n"), tc.next) {
 			t.Errorf("%s, %v: %q, %q", tc.command, tc.err, state, next)
 		}
+	}
+}
+
+// TestFullStateDirectory: another state directory is advised to those commands alone
+// that do not need this host's identity and what it remembers.
+func TestFullStateDirectory(t *testing.T) {
+	t.Parallel()
+	root, without := newRootCmd(newApp(process{out: io.Discard, err: io.Discard, env: func(string) string { return "" }})), 0
+	for _, full := range []error{unix.ENOSPC, unix.EDQUOT, unix.EROFS} {
+		var walk func(cmd *cobra.Command)
+		walk = func(cmd *cobra.Command) {
+			for _, c := range cmd.Commands() {
+				walk(c)
+			}
+			a := &app{cmd: cmd}
+			err := fmt.Errorf("local state: %w", &fs.PathError{Op: "write", Path: "/state/x", Err: full})
+			_, next := a.byKind(outcomeOf(t.Context(), err), err)
+			text := strings.Join(next, "\n")
+			elsewhere := strings.Contains(text, "LIFEBOAT_STATE_DIR=")
+			switch name := cmd.Name(); {
+			case !strings.Contains(text, "make room at the path"):
+				t.Errorf("%s: %q", cmd.CommandPath(), next)
+			case elsewhere != slices.Contains([]string{"restore", "check", "verify", "ls", "diff", "snapshots"}, name):
+				t.Errorf("%s: %q", cmd.CommandPath(), next)
+			case !elsewhere:
+				without++
+			}
+		}
+		walk(root)
+	}
+	if without < 3*10 {
+		t.Errorf("%d commands were looked at", without)
 	}
 }
 
