@@ -138,6 +138,8 @@ func (g *guard) dispatch(w http.ResponseWriter, r *http.Request, req *request) {
 		denied("the list of all names is for users who may see every name").write(w)
 	case reading && req.route == v2.RouteNameBlob:
 		g.serveBlob(w, r, req)
+	case reading && req.route == v2.RouteNameManifest:
+		g.serveManifest(w, r, req)
 	case reading && req.route == v2.RouteNameTags:
 		g.listTags(w, r, req)
 	case reading && req.route == v2.RouteNameManifest && !isDigest(req.ref) && r.URL.Query().Has(firstParameter):
@@ -175,7 +177,9 @@ func (g *guard) uploadBlob(w http.ResponseWriter, r *http.Request, req *request)
 		}
 	}
 	defer g.storing(append(q["digest"], q["mount"]...)...)()
-	req.note.rewriting(r.Header, q.Get("digest"))
+	if r.Header.Get(rewriteHeader) == rewriteDamaged {
+		req.note.rewriting(q.Get("digest"))
+	}
 	// Distribution also looks for from and digest in a body that calls itself a
 	// form, where nothing above has looked.
 	r.Header.Set("Content-Type", "application/octet-stream")
@@ -217,7 +221,7 @@ func (g *guard) putManifest(w http.ResponseWriter, r *http.Request, req *request
 		stored = append(stored, req.ref)
 	}
 	defer g.storing(stored...)()
-	req.note.rewriting(r.Header, stored[0])
+	req.note.rewriting(stored[0]) // it is small; so what is damaged is healed unasked
 	defer g.names.rlock(req.name)()
 	// Counted at its end: whoever counted before and reads meanwhile may miss it.
 	defer g.addedTo(req.name).Add(1)
@@ -322,6 +326,8 @@ func (g *guard) checkTag(ctx context.Context, req *request, t tag, d digest.Dige
 	}
 	have, err := g.ledger.resolve(ctx, req.name, t.text)
 	switch {
+	case errors.Is(err, errDamaged):
+		return g.checkDamaged(ctx, req, t, d)
 	case err != nil:
 		return g.failure("read tag", req, err)
 	case have == d:
@@ -418,6 +424,7 @@ func (g *guard) delete(w http.ResponseWriter, r *http.Request, req *request) {
 		refused.write(w)
 		return
 	}
+	req.note.checked.Store(true)
 	if status := g.forward(w, r, req); status < 300 {
 		g.changed()
 		g.log.Info("deleted", "name", req.name, "ref", req.ref, "user", req.user)
@@ -434,6 +441,9 @@ func (g *guard) checkDelete(ctx context.Context, req *request) *refusal {
 		return nil
 	}
 	tags, err := g.ledger.listers(ctx, req.name, digest.Digest(req.ref))
+	if errors.Is(err, errDamaged) {
+		return keptForDamage(err)
+	}
 	if err != nil {
 		return g.failure("look for tags", req, err)
 	}
@@ -441,6 +451,9 @@ func (g *guard) checkDelete(ctx context.Context, req *request) *refusal {
 		return conflict(reasonListed, fmt.Sprintf("manifest %s is named by tag %s (%d in all); delete the tags first", req.ref, tags[0], len(tags)))
 	}
 	tag, err := g.refs.lister(ctx, req.name, digest.Digest(req.ref))
+	if errors.Is(err, errDamaged) {
+		return keptForDamage(err)
+	}
 	if err != nil {
 		return g.failure("look for indexes", req, err)
 	}
@@ -456,13 +469,16 @@ func (g *guard) retire(ctx context.Context, req *request, t tag) *refusal {
 		return nil
 	}
 	d, err := g.ledger.resolve(ctx, req.name, t.text)
-	if err != nil {
-		return g.failure("read tag", req, err)
-	}
-	if d == "" {
+	if err == nil && d == "" {
 		return nil // Distribution says that it does not exist
 	}
-	if d, err = g.ledger.given(ctx, req.name, t); err != nil {
+	if err == nil || errors.Is(err, errDamaged) {
+		d, err = g.ledger.given(ctx, req.name, t)
+	}
+	if errors.Is(err, errDamaged) {
+		d, err = damagedDigest, nil
+	}
+	if err != nil {
 		return g.failure("read what the tag named first", req, err)
 	}
 	if err := g.ledger.retire(ctx, req.name, t, d); err != nil {
@@ -488,6 +504,8 @@ func (g *guard) firstNamed(w http.ResponseWriter, r *http.Request, req *request)
 	}
 	d, err := read(r.Context(), req.name, t)
 	switch {
+	case errors.Is(err, errDamaged):
+		damagedTag(req.ref).write(w)
 	case err != nil:
 		g.failure("read what the tag named first", req, err).write(w)
 	case d == "":

@@ -22,7 +22,8 @@ const (
 	reasonTaken   = "taken"   // the tag names another digest
 	reasonRetired = "retired" // the tag's number was used and deleted
 	reasonGap     = "gap"     // the number before does not exist
-	reasonListed  = "listed"  // a tag names the manifest, or its index lists it
+	reasonListed  = "listed"  // a tag names the manifest, or its index lists it, or may
+	reasonDamaged = "damaged" // it cannot be read what the tag names
 )
 
 func (r *refusal) write(w http.ResponseWriter) {

@@ -48,7 +48,8 @@ func (l *ledger) tags(ctx context.Context, name string) (distribution.TagService
 	return repo.Tags(ctx), nil
 }
 
-// resolve returns what a tag names, "" where it does not exist.
+// resolve returns what a tag names, "" where it does not exist. The error wraps
+// errDamaged where it cannot be read what it names.
 func (l *ledger) resolve(ctx context.Context, name, tag string) (digest.Digest, error) {
 	tags, err := l.tags(ctx, name)
 	if err != nil {
@@ -59,19 +60,35 @@ func (l *ledger) resolve(ctx context.Context, name, tag string) (digest.Digest, 
 	if errors.As(err, &unknown) {
 		return "", nil
 	}
+	if isNoDigest(err) {
+		err = errDamaged
+	}
 	if err != nil {
 		return "", fmt.Errorf("read tag %s: %w", tag, err)
 	}
 	return desc.Digest, nil
 }
 
-// listers returns the tags of Lifeboat's grammar that name d.
+// named is resolve, and where that cannot be read what the tag was given first.
+func (l *ledger) named(ctx context.Context, name, tag string) (digest.Digest, error) {
+	d, err := l.resolve(ctx, name, tag)
+	if errors.Is(err, errDamaged) {
+		return l.given(ctx, name, parseTag(tag))
+	}
+	return d, err
+}
+
+// listers returns the tags of Lifeboat's grammar that name d. The error wraps
+// errDamaged where a tag may name it.
 func (l *ledger) listers(ctx context.Context, name string, d digest.Digest) ([]string, error) {
 	tags, err := l.tags(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	all, err := tags.Lookup(ctx, ocispec.Descriptor{Digest: d})
+	if isNoDigest(err) {
+		all, err = l.lookup(ctx, name, tags, d)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("look for tags of %s: %w", d, err)
 	}
@@ -84,9 +101,30 @@ func (l *ledger) listers(ctx context.Context, name string, d digest.Digest) ([]s
 	return out, nil
 }
 
+// lookup is Distribution's Lookup, which ends at the first tag that is damaged.
+func (l *ledger) lookup(ctx context.Context, name string, tags distribution.TagService, d digest.Digest) (out []string, err error) {
+	all, err := tags.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range all {
+		have, err := l.named(ctx, name, t)
+		if err != nil {
+			return nil, err
+		}
+		if have == d {
+			out = append(out, t)
+		}
+	}
+	return out, nil
+}
+
 // used reports whether a number of a series was ever given out.
 func (l *ledger) used(ctx context.Context, name string, t tag) (bool, error) {
 	d, err := l.resolve(ctx, name, t.text)
+	if errors.Is(err, errDamaged) {
+		return true, nil
+	}
 	if err != nil || d != "" {
 		return d != "", err
 	}

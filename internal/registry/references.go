@@ -44,7 +44,8 @@ func newReferences(l *ledger) *references {
 }
 
 // lister returns a tag whose index lists d, "" where there is none. Tags of
-// packs are not looked at: they name image manifests, and there are many.
+// packs are not looked at: they name image manifests, and there are many. The error
+// wraps errDamaged where it cannot be told what a tag lists.
 func (r *references) lister(ctx context.Context, name string, d digest.Digest) (string, error) {
 	tags, err := r.ledger.tags(ctx, name)
 	if err != nil {
@@ -62,7 +63,7 @@ func (r *references) lister(ctx context.Context, name string, d digest.Digest) (
 		if parseTag(t).class == classPacks {
 			continue
 		}
-		named, err := r.ledger.resolve(ctx, name, t)
+		named, err := r.ledger.named(ctx, name, t)
 		if err != nil {
 			return "", err
 		}
@@ -89,6 +90,9 @@ func (r *references) children(ctx context.Context, d digest.Digest) ([]digest.Di
 		return list, nil
 	}
 	body, err := r.driver.GetContent(ctx, blobPath(d))
+	if isMissing(err) || err == nil && !fitsDigest(body, d) {
+		err = errDamaged
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read manifest %s: %w", d, err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"io"
-	"net/http"
 
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/opencontainers/go-digest"
@@ -12,20 +11,19 @@ import (
 
 // A client that found stored bytes not to fit their digest may ask for them to be
 // stored anew (store.Rewriting). Distribution never looks at what it has under a
-// digest: it stats the file and takes it for good. For such a request Stat says of
-// a file that does not fit its digest that it is not there; then Distribution puts
-// the bytes that it has just verified in its place, atomically. Whoever may upload
-// may ask: what replaces the damaged bytes can be nothing but the right ones.
+// digest: it stats the file and takes it for good. For such a request, and for each
+// manifest that is stored, Stat says of a file that does not fit its digest that it
+// is not there; then Distribution puts the bytes that it has just verified in its
+// place, atomically. Whoever may upload may ask: what replaces the damaged bytes can
+// be nothing but the right ones.
 const (
 	rewriteHeader  = "Lifeboat-Rewrite"
 	rewriteDamaged = "damaged"
 )
 
-// rewriting notes that the request means to replace the bytes of a digest.
-func (n *note) rewriting(h http.Header, d string) {
-	if h.Get(rewriteHeader) != rewriteDamaged {
-		return
-	}
+// rewriting notes that the request means to replace the bytes of a digest if they
+// are damaged.
+func (n *note) rewriting(d string) {
 	if d := digest.Digest(d); d.Validate() == nil && d.Algorithm() == digest.SHA256 {
 		n.rewrite.Store(&d)
 	}

@@ -263,6 +263,7 @@ func (w *diskWriter) Commit(ctx context.Context) error {
 type note struct {
 	full    atomic.Bool
 	rewrite atomic.Pointer[digest.Digest] // of bytes to be stored anew if they are damaged
+	checked atomic.Bool                   // no tag needs what is to be deleted
 
 	mu      sync.Mutex
 	writers []*diskWriter

@@ -31,6 +31,8 @@ func (c *structure) manifest(ctx context.Context, n need) error {
 		c.f.add(Problem{Tag: n.tag(), Blob: n.Digest.String(), Err: fmt.Errorf("the pack manifest has no tag, so a collector may delete it: %w", err)})
 	case err != nil && !about(err):
 		return err
+	case err != nil:
+		c.f.add(Problem{Tag: n.tag(), Blob: n.Digest.String(), Err: err})
 	}
 	pm, err := r.readPackManifest(ctx, n)
 	if err != nil {

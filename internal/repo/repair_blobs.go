@@ -20,15 +20,11 @@ var errNowhere = fmt.Errorf("no source has it: %w", store.ErrNotFound)
 // blobs heals pack manifests, indexes and packs from exact copies.
 func (p *repairer) blobs(ctx context.Context, x *Examination) error {
 	for _, n := range x.inv.needs {
-		untagged := false
 		d, err := p.repo.st.ResolveTag(ctx, n.tag())
-		switch {
-		case errors.Is(err, store.ErrNotFound) || err == nil && d != n.Digest:
-			untagged = true
-		case err != nil && !about(err):
+		if err != nil && !about(err) {
 			return err
 		}
-		if !untagged && !x.harm.touches(n.Digest) {
+		if err == nil && d == n.Digest && !x.harm.touches(n.Digest) {
 			continue
 		}
 		err = p.unread(ctx, n, x.harm)

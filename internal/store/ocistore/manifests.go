@@ -144,6 +144,8 @@ func (c *client) settle(ctx context.Context, tag string, d digest.Digest, cause 
 		return nil
 	case errors.Is(err, store.ErrTagTaken):
 		return err
+	case errors.Is(err, store.ErrDigestMismatch) && cause == nil:
+		return fmt.Errorf("accepted, and damaged there: %w", err)
 	case errors.Is(err, store.ErrNotFound) && cause == nil:
 		return fmt.Errorf("the registry accepted it but does not show it: %w", store.ErrUnknownOutcome)
 	case errors.Is(err, store.ErrNotFound):
@@ -185,7 +187,8 @@ func (c *client) resolve(ctx context.Context, tag string) (digest.Digest, error)
 	return c.head(ctx, tag, "")
 }
 
-// head asks by HEAD, and by GET where the registry leaves the digest out.
+// head asks by HEAD, and by GET where the registry leaves the digest out, or why it
+// refuses.
 func (c *client) head(ctx context.Context, tag, query string) (digest.Digest, error) {
 	if err := checkTag(tag); err != nil {
 		return "", err
@@ -195,11 +198,12 @@ func (c *client) head(ctx context.Context, tag, query string) (digest.Digest, er
 		return "", err
 	}
 	defer drain(resp)
-	if resp.StatusCode != http.StatusOK {
-		return "", statusError(resp)
-	}
-	if d := digest.Digest(resp.Header.Get("Docker-Content-Digest")); checkDigest(d) == nil {
-		return d, nil
+	if resp.StatusCode == http.StatusOK {
+		if d := digest.Digest(resp.Header.Get("Docker-Content-Digest")); checkDigest(d) == nil {
+			return d, nil
+		}
+	} else if err := statusError(resp); query != "" || !errors.Is(err, store.ErrRefused) {
+		return "", err // else GET says why, which HEAD has no room for
 	}
 	m, err := c.getManifest(ctx, tag)
 	return m.Digest, err

@@ -57,6 +57,66 @@ func TestOwnRegistryAnswers(t *testing.T) {
 	}
 }
 
+// TestOwnRegistryDamage: what is damaged in its storage is damage to the client, of
+// that one thing, and not a registry that is away; storing the same heals it.
+func TestOwnRegistryDamage(t *testing.T) {
+	t.Parallel()
+	r := registrytest.Start(t)
+	s := open(t, r.URL("dr"), r.Options())
+	body, other := storetest.ManifestOf(t, s, "1"), storetest.ManifestOf(t, s, "2")
+	put := func(body []byte) error {
+		_, err := s.PutManifest(t.Context(), "s.shop.1", ocispec.MediaTypeImageManifest, body)
+		return err
+	}
+	if err := put(body); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(body)
+	dir := filepath.Join(r.Data, "store", "docker", "registry", "v2")
+	damage := func(file string) {
+		t.Helper()
+		if err := os.Truncate(file, 9); err != nil {
+			t.Fatal(err)
+		}
+	}
+	get := func(ref string) error {
+		_, err := s.GetManifest(t.Context(), ref)
+		return err
+	}
+	damaged := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, store.ErrDigestMismatch) || store.Retryable(err) {
+			t.Errorf("%s: %v; want %v, and not to ask again", what, err, store.ErrDigestMismatch)
+		}
+	}
+
+	damage(filepath.Join(dir, "blobs", "sha256", d.Encoded()[:2], d.Encoded(), "data"))
+	damaged("a damaged manifest by tag", get("s.shop.1"))
+	damaged("a damaged manifest by digest", get(d.String()))
+	if have, err := s.ResolveTag(t.Context(), "s.shop.1"); have != d || err != nil {
+		t.Errorf("its tag: %s, %v", have, err)
+	}
+	if err := put(body); err != nil {
+		t.Errorf("heal it: %v", err)
+	}
+	if err := get("s.shop.1"); err != nil {
+		t.Errorf("healed: %v", err)
+	}
+
+	damage(filepath.Join(dir, "repositories", "dr", "_manifests", "tags", "s.shop.1", "current", "link"))
+	damaged("a damaged tag", get("s.shop.1"))
+	_, err := s.ResolveTag(t.Context(), "s.shop.1")
+	damaged("a damaged tag, resolved", err)
+	err = put(other)
+	wantErr(t, "something else under a damaged tag", err, store.ErrTagTaken, "s.shop.1")
+	if err := put(body); err != nil {
+		t.Errorf("heal it: %v", err)
+	}
+	if have, err := s.ResolveTag(t.Context(), "s.shop.1"); have != d || err != nil {
+		t.Errorf("healed: %s, %v", have, err)
+	}
+}
+
 func TestOwnRegistryAccess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
