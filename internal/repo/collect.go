@@ -212,7 +212,7 @@ func (c *collector) listed(ctx context.Context) (map[digest.Digest]bool, error) 
 // signature nor type are asked for, because keeping more harms nobody. nil
 // where the tag is not there.
 func (c *collector) children(ctx context.Context, tag string) ([]digest.Digest, error) {
-	m, err := c.repo.st.GetManifest(ctx, tag)
+	m, err := c.repo.getListed(ctx, tag)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil

@@ -55,7 +55,7 @@ func (r *Repo) newerKey(ctx context.Context, n dr.Number) (bool, error) {
 	}
 	for _, n := range next {
 		_, err := r.st.ResolveTag(ctx, Tag{Class: ClassKey, Number: n}.String())
-		if err == nil {
+		if err == nil || errors.Is(err, store.ErrDigestMismatch) { // it is there, damaged
 			return true, nil
 		}
 		if !errors.Is(err, store.ErrNotFound) {

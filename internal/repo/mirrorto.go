@@ -414,7 +414,7 @@ func (m *mirroring) lookAgain(ctx context.Context, row *MirrorRow) error {
 		if err == nil && d == n.Digest {
 			continue
 		}
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err != nil && !about(err) {
 			return err
 		}
 		delete(m.done, n.Digest)

@@ -56,7 +56,7 @@ func (t Tag) commitTag() Tag { return Tag{Class: ClassSnapshot, System: t.System
 // should be does not count beside others: the host that signed it was revoked
 // since. err wraps dr.ErrTampered, or is the store's.
 func (r *Repo) snapshotAt(ctx context.Context, t Tag) (s *Snapshot, distrust, err error) {
-	m, err := r.st.GetManifest(ctx, t.String())
+	m, err := r.getListed(ctx, t.String())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -199,8 +199,8 @@ func (p *repairer) state(ctx context.Context, c Class) (sound map[Tag]bool, bad 
 	}
 	tags, _ := parseTags(names)
 	type result struct {
-		m   store.Manifest
-		bad bool
+		m         store.Manifest
+		bad, gone bool
 	}
 	all := make([]result, len(tags))
 	at := map[Tag]int{}
@@ -208,7 +208,8 @@ func (p *repairer) state(ctx context.Context, c Class) (sound map[Tag]bool, bad 
 		at[t] = i
 	}
 	err = inParallel(ctx, tags, func(ctx context.Context, t Tag) error {
-		m, err := p.repo.st.GetManifest(ctx, t.String())
+		m, err := p.repo.getListed(ctx, t.String())
+		gone := errors.Is(err, store.ErrNotFound) // forgotten meanwhile
 		if err == nil {
 			err = p.repo.verifyAs(ctx, t, m)
 		}
@@ -218,7 +219,7 @@ func (p *repairer) state(ctx context.Context, c Class) (sound map[Tag]bool, bad 
 		if err != nil && !about(err) {
 			return err
 		}
-		all[at[t]] = result{m, err != nil}
+		all[at[t]] = result{m, err != nil, gone}
 		return nil
 	})
 	if err != nil {
@@ -226,9 +227,11 @@ func (p *repairer) state(ctx context.Context, c Class) (sound map[Tag]bool, bad 
 	}
 	sound, bad = map[Tag]bool{}, map[Tag]store.Manifest{}
 	for i, t := range tags {
-		if all[i].bad {
+		switch {
+		case all[i].gone:
+		case all[i].bad:
 			bad[t] = all[i].m
-		} else {
+		default:
 			sound[t] = true
 		}
 	}

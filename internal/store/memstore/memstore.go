@@ -213,7 +213,7 @@ func (s *Store) ResolveTag(ctx context.Context, tag string) (digest.Digest, erro
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d, ok := s.tags[tag]
-	if !ok {
+	if _, stored := s.manifests[d]; !ok || !stored {
 		return "", fmt.Errorf("memory: resolve tag %s: %w", tag, store.ErrNotFound)
 	}
 	return d, nil
@@ -373,6 +373,15 @@ func (s *Store) Drop(d digest.Digest) bool {
 	defer s.mu.Unlock()
 	_, ok := s.blobs[d]
 	delete(s.blobs, d)
+	return ok
+}
+
+// DropManifest removes manifest d, as Drop does blobs: its tags stay listed.
+func (s *Store) DropManifest(d digest.Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.manifests[d]
+	delete(s.manifests, d)
 	return ok
 }
 
