@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -43,10 +44,14 @@ func (a *app) runExamine(ctx context.Context, what, ref string, o repo.ExamineOp
 	case len(x.Problems) == 0:
 		return nil
 	case foreign == len(x.Problems):
+		next := []string{"find out which login writes them, and take it away"}
+		if slices.ContainsFunc(x.Problems, func(p repo.Problem) bool { return errors.Is(p.Err, repo.ErrNotEnrolled) }) {
+			next = append(next, nextNotEnrolled()...)
+		}
 		return ui.Explained{
 			What:  fmt.Sprintf("every snapshot is whole, but %d tag(s) hold something that is not Lifeboat's or not of a host that may write", foreign),
 			State: "nothing was changed; such tags are passed over everywhere",
-			Next:  []string{"find out which login writes them, and take it away"},
+			Next:  next,
 			Err:   dr.ErrPartial,
 		}
 	}

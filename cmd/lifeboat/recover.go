@@ -87,7 +87,7 @@ func (a *app) runRecover(ctx context.Context, path string, names []string, listO
 		}
 	}
 	a.warnOf(l)
-	view := listingView(ans.Systems)
+	view := listingView(ans.Systems, len(ans.Problems))
 	if len(ans.Systems) == 0 {
 		return errors.Join(a.UI().Answer(ans, view), fmt.Errorf("the repository has no system: %w", dr.ErrNotFound))
 	}

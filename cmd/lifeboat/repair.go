@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"lifeboat/internal/dr"
 	"lifeboat/internal/redact"
 	"lifeboat/internal/repo"
+	"lifeboat/internal/store"
 	"lifeboat/internal/ui"
 )
 
@@ -193,12 +195,12 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 		views = append(views, sourcesView(from))
 	}
 	views = append(views, stepsView(ans))
-	damaged := len(res.After.Problems) - foreign
+	damaged, refused := len(res.After.Problems)-foreign, res.Refused()
 	if damaged > 0 {
 		views = append(views, checkViews(left, res.After.Problems)...)
 	}
 	if f.dryRun {
-		views = append(views, lossView(left.Hit, damaged))
+		views = append(views, lossView(left.Hit, damaged+len(refused)))
 	}
 	if err := a.UI().Answer(ans, views...); err != nil {
 		return err
@@ -206,12 +208,16 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 	if res.Healed() {
 		return nil
 	}
-	return repairLeft(ans, done, failed)
+	ways := nextRefused(refused)
+	if len(ways) == 0 {
+		ways = acceptAdvice(res.After.Problems)
+	}
+	return repairLeft(ans, done, failed, ways, refused)
 }
 
 // repairLeft is the error where something is damaged still, or would be after a dry
 // run: both end with the same exit code.
-func repairLeft(ans repairAnswer, done, failed int) error {
+func repairLeft(ans repairAnswer, done, failed int, ways []string, refused []repo.RepairStep) error {
 	x := ui.Explained{
 		What:  fmt.Sprintf("%d thing(s) of the repository are damaged or gone still", len(ans.Damaged)),
 		State: "what could be mended was, and stays; nothing was removed; snapshots that are not named above are whole",
@@ -229,6 +235,13 @@ func repairLeft(ans repairAnswer, done, failed int) error {
 			x.Next = append(x.Next, "lifeboat repair  (with the same options: mends what can be mended)")
 		}
 	}
+	if len(ans.Damaged) == 0 {
+		x.What = "what belongs under some tags could not be put back: " + tagsOf(refused)
+		x.Next = nil
+	} else if len(refused) > 0 {
+		x.What += "; and what belongs under some tags could not be put back: " + tagsOf(refused)
+	}
+	x.Next = append(slices.Clone(ways), x.Next...)
 	if failed > 0 {
 		x.Next = append([]string{"look at the steps that failed, above"}, x.Next...)
 	}
@@ -236,6 +249,45 @@ func repairLeft(ans repairAnswer, done, failed int) error {
 		x.Err = dr.ErrPartial
 	}
 	return x
+}
+
+// tagsOf names the tags of steps.
+func tagsOf(steps []repo.RepairStep) string {
+	var out []string
+	for _, s := range steps {
+		out = append(out, s.Tag)
+	}
+	return strings.Join(out, ", ")
+}
+
+// nextRefused leads on from records that the registry does not take again: no repair
+// can put them back.
+func nextRefused(steps []repo.RepairStep) []string {
+	var next []string
+	add := func(s string) {
+		if !slices.Contains(next, s) {
+			next = append(next, s)
+		}
+	}
+	for _, s := range steps {
+		t, err := repo.ParseTag(s.Tag)
+		if err != nil {
+			continue
+		}
+		switch t.Class {
+		case repo.ClassKey:
+			way := "lifeboat key rotate  (at a host that has opened the repository before: a new key record takes its place); then make a new recovery kit: lifeboat kit --out FILE"
+			if !errors.Is(s.Err, store.ErrTagRetired) {
+				way = "take the tag " + s.Tag + " away, which names nothing of Lifeboat's (any registry client with an operator's login); then " + way
+			}
+			add(way)
+		case repo.ClassHost:
+			add("lifeboat snapshots --accept-older; then, at each host that the record enrolled: lifeboat host enroll")
+		case repo.ClassEpoch, repo.ClassSwitch:
+			add("lifeboat snapshots --accept-older  (gives up the records that are named above: what the registry shows is its newest state from then on)")
+		}
+	}
+	return next
 }
 
 // listedSteps bounds how many steps are shown to people.

@@ -214,3 +214,46 @@ func TestRestoreFindsWhatRepairMends(t *testing.T) {
 	mustHoldFiles(t, to, files, slices.Sorted(maps.Keys(files)))
 	p.do(0, &checkAnswer{}, "check")
 }
+
+// The link of a tag is damaged, and what tells what it was given first, too: no repair
+// can put the record back. It says so, names the way out, and so does the dry run.
+func TestRepairOfATagThatIsNotTaken(t *testing.T) {
+	t.Parallel()
+	for tag, way := range map[string]string{"key.1": "lifeboat key rotate", "host.1": "lifeboat host enroll"} {
+		t.Run(tag, func(t *testing.T) {
+			t.Parallel()
+			reg, p := withRoles(t), newPlace(t)
+			p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+				"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+			p.store(reg, "shop", 2)
+			p.do(0, &struct{}{}, "snapshots", "shop")
+			p.do(0, &struct{}{}, "check")
+			mirror := copyRegistry(t, reg)
+			tags := filepath.Join(reg.Data, "store/docker/registry/v2/repositories/dr/_manifests/tags")
+			link, err := os.ReadFile(filepath.Join(tags, "s.shop.1/current/link"))
+			if err == nil {
+				err = os.WriteFile(filepath.Join(tags, tag, "current/link"), link, 0o600)
+			}
+			if err == nil {
+				err = os.RemoveAll(filepath.Join(tags, tag, "index"))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, more := range [][]string{{"--dry-run"}, nil} {
+				var ans repairAnswer
+				stderr := p.do(1, &ans, append([]string{"repair", "--from", mirror.URL("dr")}, more...)...)
+				if !strings.Contains(stderr, way) || !strings.Contains(stderr, tag) {
+					t.Errorf("%v: %s", more, stderr)
+				}
+			}
+			if tag != "host.1" {
+				return
+			}
+			// What a host wrote that no record enrols is not nothing.
+			if stderr := p.do(codePartial, &struct{}{}, "snapshots", "--accept-older"); !strings.Contains(stderr, way) {
+				t.Error(stderr)
+			}
+		})
+	}
+}

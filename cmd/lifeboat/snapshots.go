@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -28,7 +29,9 @@ func newSnapshotsCmd(a *app) *cobra.Command {
 snapshot is named on the standard error output and under "problems" in JSON,
 each time. Where something that Lifeboat stored is damaged or gone, the rest is
 listed and the exit code is 3; so it is where the registry shows, or has shown, an
-older state than this host has seen, until that is accepted (--accept-older). With --max-age the exit code is 3 as well if the
+older state than this host has seen, until that is accepted (--accept-older), and
+where there are snapshots and none counts, because no record enrols the hosts that
+signed them. With --max-age the exit code is 3 as well if the
 newest snapshot of a system is older: run it anywhere but on the host that makes
 them.`,
 		Example: `  lifeboat snapshots
@@ -94,6 +97,8 @@ type listing struct {
 	damaged int
 	// setBacks are the problems that say that the registry was set back.
 	setBacks []string
+	// unknown counts the snapshots of hosts that are not enrolled.
+	unknown int
 }
 
 func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
@@ -106,6 +111,9 @@ func (w *world) list(ctx context.Context, sys dr.System) (*listing, error) {
 		out.Problems = append(out.Problems, p.String())
 		if !p.Foreign() {
 			out.damaged++
+		}
+		if errors.Is(p.Err, repo.ErrNotEnrolled) {
+			out.unknown++
 		}
 	}
 	locks, err := w.repo.Locks(ctx, sys)
@@ -169,7 +177,7 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 	}
 	a.warnOf(l)
 	l.TooOld = tooOld(l.Snapshots, maxAge, time.Now())
-	if err := a.UI().Answer(l, listingView(l.Snapshots)); err != nil {
+	if err := a.UI().Answer(l, listingView(l.Snapshots, len(l.Problems))); err != nil {
 		return err
 	}
 	if len(l.setBacks) > 0 {
@@ -177,6 +185,14 @@ func (a *app) runSnapshots(ctx context.Context, name string, maxAge time.Duratio
 	}
 	if l.damaged > 0 {
 		return fmt.Errorf("%d thing(s) of the repository are damaged or gone, the rest is listed: %w", l.damaged, dr.ErrPartial)
+	}
+	if len(l.Snapshots) == 0 && l.unknown > 0 {
+		return ui.Explained{
+			What:  fmt.Sprintf("no snapshot counts: %d thing(s) are signed by hosts that are not enrolled", l.unknown),
+			State: "nothing was changed; what they stored is there",
+			Next:  nextNotEnrolled(),
+			Err:   dr.ErrPartial,
+		}
 	}
 	if len(l.TooOld) == 0 {
 		return nil
@@ -211,7 +227,16 @@ func (a *app) warnOf(l *listing) {
 	}
 }
 
-func listingView(snapshots []snapshotRow) ui.View {
+// nextNotEnrolled leads on where what a host wrote does not count because no record
+// enrols it.
+func nextNotEnrolled() []string {
+	return []string{
+		"lifeboat repair --from URL  (where a mirror still has the records of the hosts)",
+		"lifeboat host enroll  (at the host that signed them, if it is one of yours: what it wrote counts from then on)",
+	}
+}
+
+func listingView(snapshots []snapshotRow, problems int) ui.View {
 	t := ui.Table{
 		Columns: []ui.Column{
 			{Title: "snapshot"},
@@ -227,6 +252,9 @@ func listingView(snapshots []snapshotRow) ui.View {
 			{Title: "proven"},
 		},
 		Empty: "the repository has no snapshots",
+	}
+	if problems > 0 {
+		t.Empty = "no snapshot that is there counts"
 	}
 	for _, s := range snapshots {
 		line := "divergent"

@@ -24,6 +24,10 @@ import (
 // host key (delete the old one) starts over.
 var ErrRevoked = errors.New("host key revoked")
 
+// ErrNotEnrolled: no record enrols the host that signed something: somebody else's
+// key, or its record is damaged or gone.
+var ErrNotEnrolled = errors.New("not enrolled")
+
 // What a host record does.
 const (
 	actionEnrol  = "enrol"
@@ -249,7 +253,7 @@ func (b *hostBook) trusts(ctx context.Context, host dr.HostID, id dr.SnapshotID,
 	case err != nil:
 		return err
 	case s == nil:
-		return tampered("signed by host %s, which is not enrolled", host.Short())
+		return fmt.Errorf("signed by host %s, which is %w: %w", host.Short(), ErrNotEnrolled, dr.ErrTampered)
 	case !s.revoked:
 		return nil
 	case !id.IsZero() && s.goodSnapshots[id]:

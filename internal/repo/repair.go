@@ -243,8 +243,26 @@ func (p *repairer) did(s RepairStep) {
 	}
 }
 
-// Healed reports whether nothing is damaged any more that Lifeboat stored.
+// Refused are the steps that failed at a tag and were not done since: what belongs
+// there is at hand, and the registry does not take it.
+func (d *Repaired) Refused() []RepairStep {
+	var out []RepairStep
+	for _, s := range d.Steps {
+		same := func(o RepairStep) bool { return o.Tag == s.Tag }
+		out = slices.DeleteFunc(out, same)
+		if _, err := ParseTag(s.Tag); s.Err != nil && s.Action != RepairForgotten && (err == nil || isPackTag(s.Tag)) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Healed reports whether nothing is damaged any more that Lifeboat stored, and
+// everything that belongs there was put back.
 func (d *Repaired) Healed() bool {
+	if len(d.Refused()) > 0 {
+		return false
+	}
 	for _, p := range d.After.Problems {
 		if !p.Foreign() {
 			return false

@@ -104,30 +104,33 @@ func (p *repairer) manifest(ctx context.Context, n need, h *harm) error {
 		h.healed(n.Digest)
 	}
 	step.Err = p.putManifest(ctx, n, tagged, pm.raw)
-	if step.Err != nil && !notThere(ctx, step.Err) && !errors.Is(step.Err, store.ErrTagTaken) {
-		return step.Err
+	if step.Err != nil && (ctx.Err() != nil || errors.Is(step.Err, store.ErrNoSpace)) {
+		return step.Err // else the rest is mended all the same
 	}
 	p.did(step)
 	return nil
 }
 
 // putManifest stores a pack manifest under its tag. A tag that names something
-// else than its own name says counts for nobody.
+// else than its own name says counts for nobody; it is no number, so it can be put
+// again after it was taken away.
 func (p *repairer) putManifest(ctx context.Context, n need, tagged digest.Digest, body []byte) error {
 	r := p.repo
-	if err := r.putEmpty(ctx); err != nil {
-		return err
-	}
-	if tagged != "" && tagged != n.Digest && (need{Digest: tagged}).tag() != n.tag() {
-		if err := r.st.DeleteTag(ctx, n.tag()); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return fmt.Errorf("its tag names something else and could not be taken away: %w", err)
+	put := func() error {
+		if err := r.putTag(store.Rewriting(ctx), n.tag(), ocispec.MediaTypeImageManifest, body); err != nil {
+			return err
 		}
-	}
-	if err := r.putTag(store.Rewriting(ctx), n.tag(), ocispec.MediaTypeImageManifest, body); err != nil {
+		_, err := r.st.GetManifest(ctx, n.Digest.String())
 		return err
 	}
-	_, err := r.st.GetManifest(ctx, n.Digest.String())
-	return err
+	err := put()
+	if !errors.Is(err, store.ErrTagTaken) || tagged != "" && (need{Digest: tagged}).tag() == n.tag() {
+		return err
+	}
+	if err := r.st.DeleteTag(ctx, n.tag()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("its tag names something else and could not be taken away: %w", err)
+	}
+	return put()
 }
 
 // packManifest is manifestBody, decoded. The error wraps errNowhere also where it

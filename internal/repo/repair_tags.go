@@ -146,14 +146,16 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 	}
 	slices.SortFunc(tags, compareTags)
 	for _, t := range tags {
-		moved, err := p.putBack(ctx, found[t], found)
+		c := found[t]
+		moved, err := p.putBack(ctx, c, found)
 		if err == nil {
+			delete(found, t)
 			err = p.dropAside(ctx, t)
 		}
 		if err != nil && (ctx.Err() != nil || errors.Is(err, store.ErrUnreachable)) {
 			return err
 		}
-		step := RepairStep{Action: RepairCopied, Tag: t.String(), Blob: found[t].m.Digest, From: found[t].name(), Err: err}
+		step := RepairStep{Action: RepairCopied, Tag: t.String(), Blob: c.m.Digest, From: c.name(), Err: err}
 		if moved != nil {
 			step.Action, step.As, step.Blob = RepairRelocated, moved.Place, moved.Digest
 		}
@@ -375,28 +377,55 @@ func (p *repairer) putBack(ctx context.Context, c copyOf, all map[Tag]copyOf) (m
 		}
 		return err
 	}
+	caps, err := r.st.Capabilities(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if caps.RetiredTags {
+		// It may let the tag name at once what belongs there, instead of what it names.
+		others := maps.Clone(all)
+		delete(others, c.tag)
+		if err := p.keepAside(ctx, c, others); err != nil {
+			return nil, err
+		}
+	}
 	err = put()
 	if !errors.Is(err, store.ErrTagTaken) {
 		return nil, err
 	}
-	// It names something that counts for nobody there; what does is at hand.
-	if aerr := p.keepAside(ctx, c, all); aerr != nil {
-		return nil, aerr
+	// It names something that counts for nobody there; what does is at hand. Where no
+	// number is given out twice, taking it away would not help: then the tag stays.
+	if !caps.RetiredTags {
+		if err = p.takeAway(ctx, c, all); err == nil {
+			err = put()
+		}
+		if err == nil {
+			return nil, nil
+		}
 	}
-	if derr := r.st.DeleteTag(ctx, c.tag.String()); derr != nil && !errors.Is(derr, store.ErrNotFound) {
-		err = fmt.Errorf("the tag names something else and could not be taken away: %w", derr)
-	} else {
-		err = put()
-	}
-	if err == nil || c.tag.Class != ClassSnapshot || ctx.Err() != nil {
+	if c.tag.Class != ClassSnapshot || ctx.Err() != nil {
 		return nil, err
 	}
-	// This registry gives no number out twice: a relocation carries the same record.
+	// Of a snapshot a relocation carries the same record.
 	moved, rerr := p.relocateAs(ctx, c)
 	if rerr != nil {
 		return nil, errors.Join(err, rerr)
 	}
+	if caps.RetiredTags {
+		return moved, p.takeAway(ctx, c, all)
+	}
 	return moved, nil
+}
+
+// takeAway removes a tag that names what it must not.
+func (p *repairer) takeAway(ctx context.Context, c copyOf, all map[Tag]copyOf) error {
+	if err := p.keepAside(ctx, c, all); err != nil {
+		return err
+	}
+	if err := p.repo.st.DeleteTag(ctx, c.tag.String()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("the tag names something else and could not be taken away: %w", err)
+	}
+	return nil
 }
 
 // relocateAs gives a snapshot whose own tag cannot be had a tag of class r.
