@@ -170,10 +170,15 @@ func TestDamagedTag(t *testing.T) {
 			status, text = c.putManifest("dr", "s.shop.1", first)
 			c.want("put the same after that", status, text, http.StatusCreated, "")
 
-			// Where even the list of what it named is gone it takes nothing.
+			// Where even all that tells what it named is gone it takes nothing.
 			damageFile(t, damages[kind], link)
-			if err := os.RemoveAll(filepath.Join(manifestsOf(r.Data), "tags", "s.shop.1", "index")); err != nil {
-				t.Fatal(err)
+			for _, kept := range []string{
+				filepath.Join(manifestsOf(r.Data), "tags", "s.shop.1", "index"),
+				filepath.Join(r.Data, "store/lifeboat/v1/names/dr/_retired/s.shop.1"),
+			} {
+				if err := os.RemoveAll(kept); err != nil {
+					t.Fatal(err)
+				}
 			}
 			status, text, _ = c.do("DELETE", "/v2/dr/manifests/"+digest.FromBytes(manifest("3")).String(), nil)
 			c.want("delete what it may have named", status, text, http.StatusConflict, `"reason":"listed"`)

@@ -138,12 +138,12 @@ func (g *guard) dispatch(w http.ResponseWriter, r *http.Request, req *request) {
 		denied("the list of all names is for users who may see every name").write(w)
 	case reading && req.route == v2.RouteNameBlob:
 		g.serveBlob(w, r, req)
-	case reading && req.route == v2.RouteNameManifest:
-		g.serveManifest(w, r, req)
 	case reading && req.route == v2.RouteNameTags:
 		g.listTags(w, r, req)
 	case reading && req.route == v2.RouteNameManifest && !isDigest(req.ref) && r.URL.Query().Has(firstParameter):
 		g.firstNamed(w, r, req)
+	case reading && req.route == v2.RouteNameManifest:
+		g.serveManifest(w, r, req)
 	case reading && req.route != v2.RouteNameBlobUpload:
 		g.forward(w, r, req)
 	case req.route == v2.RouteNameManifest && r.Method == http.MethodPut:

@@ -42,4 +42,4 @@ type lostManifest struct{}
 
 func (lostManifest) Error() string { return "the registry has lost it" }
 
-func (lostManifest) Is(target error) bool { return errors.Is(store.ErrDigestMismatch, target) }
+func (lostManifest) Unwrap() error { return store.ErrDigestMismatch }
