@@ -133,7 +133,7 @@ func (a *app) byKind(o outcome, err error) (state string, next []string) {
 	if errors.Is(err, dr.ErrTampered) {
 		return state, []string{
 			"lifeboat check  (says what is damaged, and which snapshots are hit)",
-			"lifeboat repair --from URL  (of a mirror or another copy; without --from from what is left), then " + again,
+			"lifeboat repair --from URL  (of a mirror or another copy; without --from from what is left; with --drop-damaged what cannot be mended is forgotten), then " + again,
 		}
 	}
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) {

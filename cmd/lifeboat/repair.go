@@ -40,7 +40,8 @@ the configuration are asked by themselves.
 
 Nothing is used that was not read and compared, whoever wrote it. Nothing is
 removed, unless --drop-damaged says that snapshots which still lose something in
-the end are to be forgotten; the head of a system's line stays even then. What
+the end, or of which nothing can be read, are to be forgotten; what is locked and the
+head of a system's line stay even then. What
 cannot be mended is told file by file. It can be run again at any time.
 
 Damage that only reading shows is mended if this host has found it before (lifeboat

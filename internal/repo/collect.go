@@ -217,7 +217,7 @@ func (c *collector) children(ctx context.Context, tag string) ([]digest.Digest, 
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
 	case err != nil && about(err):
-		return nil, fmt.Errorf("tag %s cannot be read, so that it is not known which packs it needs; nothing was removed. Restore the registry's data, or delete the tag if that cannot be done: %w", tag, err)
+		return nil, fmt.Errorf("tag %s cannot be read, so that it is not known which packs it needs; nothing was removed. Mend it, or give up the snapshot if that cannot be done (lifeboat repair --drop-damaged): %w", tag, err)
 	case err != nil:
 		return nil, err
 	}

@@ -39,8 +39,8 @@ type RepairOptions struct {
 	// far as the registry does what it says that it can. Room is needed for the units
 	// that would be put together anew, in the directory for temporary files.
 	DryRun bool
-	// DropDamaged forgets the snapshots that still lose something in the end, as
-	// far as they may be forgotten at all.
+	// DropDamaged forgets the snapshots that still lose something in the end, or of
+	// which nothing can be read, as far as they may be forgotten at all.
 	DropDamaged bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
