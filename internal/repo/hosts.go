@@ -140,7 +140,8 @@ func (b *hostBook) loadLocked(ctx context.Context) error {
 		if failed[i] != nil {
 			problems = append(problems, Problem{Tag: t.String(), Err: failed[i]})
 		}
-		if _, ok := b.records[t.Number]; !ok && !errors.Is(failed[i], store.ErrNotFound) {
+		// What is not there may be there when it is looked again.
+		if _, ok := b.records[t.Number]; !ok && !errors.Is(failed[i], store.ErrNotFound) && !errors.Is(failed[i], errLostManifest) {
 			b.records[t.Number] = found[i]
 		}
 		if found[i] != nil {

@@ -126,6 +126,9 @@ type Repo struct {
 	keysOnce     sync.Once // a copy of a key record that opened it was told
 	passedOnce   sync.Once // a newer key record that is passed over was told
 
+	waited   sync.Map // the tags that were waited for (getListed)
+	patience atomic.Int32
+
 	// walkRoot stands in for the catalogs of a root record in tests that have none.
 	walkRoot func(root *dr.Root, visit func(dr.UnitID) error) error
 }
