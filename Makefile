@@ -42,17 +42,15 @@ bench: deps bench-deps
 	PATH="$(CURDIR)/.cache/bin:$$PATH" $(GO) run ./bench $(BENCH)
 	$(GO) run ./bench -paper $(BENCH)
 
-# The tools that Lifeboat is compared with; does nothing when they are there. kopia is not in Debian:
-# it is built from the version that bench/peers/go.mod pins.
+# The tools that Lifeboat is compared with; does nothing when they are there. restic is older in Debian and
+# kopia is not there: both are built from the versions that bench/peers/go.mod pins.
 bench-deps: .cache/bin/kopia
-	@if ! { command -v restic && command -v rclone && command -v borg; } > /dev/null; then \
-	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends restic rclone borgbackup; fi
+	@if ! { command -v rclone && command -v borg; } > /dev/null; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends rclone borgbackup; fi
 
 .cache/bin/kopia: bench/peers/go.mod
-	@version=$$(cd bench/peers && $(GO) list -m -f '{{.Version}}' github.com/kopia/kopia) && \
-	cd bench/peers && CGO_ENABLED=0 $(GO) build -trimpath -tags nohtmlui \
-	  -ldflags="-s -w -X github.com/kopia/kopia/repo.BuildVersion=$${version#v} -X github.com/kopia/kopia/repo.BuildInfo=$$version" \
-	  -o ../../.cache/bin/kopia github.com/kopia/kopia
+	@cd bench/peers && CGO_ENABLED=0 $(GO) build -trimpath -tags nohtmlui -ldflags='-s -w' \
+	  -o ../../.cache/bin/ github.com/kopia/kopia github.com/restic/restic/cmd/restic
 
 # The hot paths one by one, for benchstat: make hotpaths > old; change; make hotpaths > new; benchstat old new.
 hotpaths:

@@ -187,7 +187,9 @@ func (k *kopia) restore(ctx context.Context, to string) (o outcome, err error) {
 func (k *kopia) stored() string { return filepath.Join(k.dir, "repository") }
 
 func (k *kopia) version(ctx context.Context) (string, error) {
-	return versionOf(ctx, "kopia", "--version")
+	v, err := versionOf(ctx, "kopia", "--version")
+	v, _, _ = strings.Cut(v, " ")
+	return "kopia " + v, err
 }
 
 func (k *kopia) commands() []string {
