@@ -64,7 +64,7 @@ func forgottenView(tags []string) []ui.View {
 	if len(tags) == 0 {
 		return nil
 	}
-	return []ui.View{ui.Text("forgotten by another host, or hidden by the registry: " + tagRanges(tags) + " (this host has seen them, and has not forgotten them itself)")}
+	return []ui.View{ui.Text("forgotten by another host, or hidden by the registry: " + tagRanges(tags) + " (this host has seen them, and has not forgotten them itself). What a mirror still has of them it gives back: lifeboat copy --mirror --repo MIRROR --to THIS-REPOSITORY")}
 }
 
 // acceptAdvice says what to do where the registry was set back.

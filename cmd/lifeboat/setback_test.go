@@ -78,6 +78,7 @@ func TestForgottenElsewhereIsANotice(t *testing.T) {
 		"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
 	p.store(reg, "shop", 3)
 	p.do(0, &listing{}, "snapshots")
+	mirror := copyRegistry(t, reg)
 	p.lose(reg, "s.shop.2")
 	var found checkAnswer
 	p.do(0, &found, "check")
@@ -87,6 +88,12 @@ func TestForgottenElsewhereIsANotice(t *testing.T) {
 	if _, out, _ := call(p.env, "check"); !strings.Contains(out, "forgotten by another host, or hidden by the registry: s.shop.2") {
 		t.Errorf("%s", out)
 	}
+	// It is told how to have it back, and that works.
+	p.do(0, &struct{}{}, "copy", "--mirror", "--repo", mirror.URL("dr"), "--to", reg.URL("dr"))
+	if p.do(0, &found, "check"); len(found.Forgotten) != 0 {
+		t.Errorf("%+v", found)
+	}
+	p.do(0, &struct{}{}, "restore", "shop@#2", "--to", p.path("to"))
 }
 
 // TestSnapshotTakenOnAnOlderState: the snapshot was taken, and the command says why
