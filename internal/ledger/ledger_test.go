@@ -172,12 +172,14 @@ func forge(t testing.TB, b *repotest.Bed, key *repo.HostKey, tag string, c fence
 func TestClaimDoesNotPassOverWhatMayBeAClaim(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		err  error
-		want error
+		err   error
+		reads int // when it is compared, and when the claims are read again
+		want  error
 	}{
-		"damaged":     {store.ErrDigestMismatch, dr.ErrHeld},
-		"not there":   {store.ErrNotFound, dr.ErrOutcomeUnknown},
-		"unreachable": {store.ErrUnreachable, dr.ErrOutcomeUnknown},
+		"damaged":     {store.ErrDigestMismatch, 2, dr.ErrHeld},
+		"late":        {store.ErrNotFound, 2, dr.ErrFenced},
+		"not there":   {store.ErrNotFound, 6, dr.ErrHeld},
+		"unreachable": {store.ErrUnreachable, 2, dr.ErrOutcomeUnknown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -186,7 +188,7 @@ func TestClaimDoesNotPassOverWhatMayBeAClaim(t *testing.T) {
 				t.Fatal(err)
 			}
 			var plan []faults.Fault
-			for call := range 2 { // when it is compared, and when the claims are read again
+			for call := range tc.reads {
 				plan = append(plan, faults.Fault{Op: faults.GetManifest, Arg: "e.shop.1", Call: call + 1, Kind: faults.Before, Err: tc.err})
 			}
 			l := newLedger(b.HostOn("stand-in", faults.New(t, b.Store, plan...)))
