@@ -58,7 +58,7 @@ func (o *outcome) measured(cmd *exec.Cmd, what string) ([]byte, error) {
 // of a child that has ended would include this process's own memory before exec.
 func watchMemory(ctx context.Context, pid int) int64 {
 	var peak int64
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		var own, files int64

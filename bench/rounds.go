@@ -24,7 +24,7 @@ const (
 	stepUnchanged = "unchanged"
 	stepCourse    = "one more course"
 	stepPages     = "100 pages of a table"
-	stepRestore   = "restore, durable"
+	stepRestore   = "restore"
 	stepImage     = "first copy of an image"
 )
 
@@ -167,7 +167,7 @@ func (s *stage) round(ctx context.Context, r *results, tools map[string]tool, n 
 			if err := errors.Join(s.readData(), ready()); err != nil {
 				return err
 			}
-			o, err := tools[name].copy(ctx)
+			o, err := s.durably(func() (outcome, error) { return tools[name].copy(ctx) })
 			if err != nil {
 				return err
 			}
@@ -270,21 +270,29 @@ func (s *stage) note(r *results, n int, step, name, stored string, base int64, o
 
 func mega(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 
+// durably adds to what a step takes the time until everything is on the disk: some tools see to that
+// themselves, others leave it to the kernel.
+func (s *stage) durably(step func() (outcome, error)) (outcome, error) {
+	o, err := step()
+	if err != nil {
+		return o, err
+	}
+	began := time.Now()
+	err = durable(s.dir)
+	o.Seconds += time.Since(began).Seconds()
+	return o, err
+}
+
 // restored measures a restore until everything is on the disk, and looks whether it is all there.
 func (s *stage) restored(ctx context.Context, r *results, n int, name string, t tool, base int64) error {
 	to := s.restoreTo(n, name)
 	if err := ready(); err != nil {
 		return err
 	}
-	o, err := t.restore(ctx, to)
+	o, err := s.durably(func() (outcome, error) { return t.restore(ctx, to) })
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := durable(s.dir); err != nil {
-		return err
-	}
-	o.Seconds += time.Since(began).Seconds()
 	if name != "docker" { // whose layer lies with the engine
 		if err := sameAmount(to, s.layer, s.data); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -394,7 +402,7 @@ func (s *stage) imageByLifeboat(ctx context.Context, name, dir string) (o outcom
 	if err := ready(); err != nil {
 		return o, "", nil, errors.Join(err, l.registry.stop())
 	}
-	o, err = l.snapshot(ctx, name)
+	o, err = s.durably(func() (outcome, error) { return l.snapshot(ctx, name) })
 	return o, l.stored(), l.registry.stop, err
 }
 
@@ -407,6 +415,6 @@ func (s *stage) imageByDocker(ctx context.Context, name, dir string) (o outcome,
 	if err := ready(); err != nil {
 		return o, "", nil, errors.Join(err, d.end(ctx))
 	}
-	o, err = d.commit(ctx, name, d.reference())
+	o, err = s.durably(func() (outcome, error) { return d.commit(ctx, name, d.reference()) })
 	return o, d.stored(), func() error { return d.end(ctx) }, err
 }
