@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lifeboat/internal/config"
+	"lifeboat/internal/copying"
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
 	"lifeboat/internal/store"
@@ -47,6 +48,12 @@ A copy with another key is for another circle of trust: who holds its key reads
 what was copied and nothing else. This host signs there and holds the systems'
 epoch until somebody brings a system up from the copy; from then on that system is
 not copied any more (exit code 13).
+
+Such a copy keeps the order of its source, so that its newest snapshot is the newest
+that was ever copied. What is older than what was copied before is not copied: what
+was forgotten there stays forgotten, and "lifeboat forget" may keep less there than
+here. Named by --snapshot it is refused (exit code 2). While something there cannot
+be read that may be newer, only the newest of the line is copied (exit code 3).
 
 Systems and --snapshot choose what is copied; without them it is everything.`,
 		Example: `  lifeboat copy --mirror --to oci://second.example.com/dr
@@ -95,8 +102,10 @@ type copyAnswer struct {
 	Read     int64    `json:"bytes_read"`
 	Problems []string `json:"problems"`
 
-	setBacks []string // of Problems, those that say that the registry was set back
-	lost     int      // and those that speak of damage
+	setBacks  []string // of Problems, those that say that the registry was set back
+	lost      int      // and those that speak of damage
+	there     []string // and those of the repository that is copied to
+	thereBack bool     // it was set back
 }
 
 // leftOut adds what was left out of the copy.
@@ -139,7 +148,7 @@ func (a *app) runCopy(ctx context.Context, names []string, f copyFlags) error {
 	if err != nil {
 		return err
 	}
-	only, err := chooseSnapshots(ctx, w, systems, f.snapshots)
+	chosen, err := chooseSnapshots(ctx, w, systems, f.snapshots)
 	if err != nil {
 		return err
 	}
@@ -149,9 +158,9 @@ func (a *app) runCopy(ctx context.Context, names []string, f copyFlags) error {
 	}
 	ans := copyAnswer{To: location(dst.src.url), Mirror: same, DryRun: f.dryRun, Snapshots: []copyRow{}, Problems: []string{}}
 	if same {
-		err = a.copyMirror(ctx, w, dst, only, f, &ans)
+		err = a.copyMirror(ctx, w, dst, chosen.only, f, &ans)
 	} else {
-		err = a.copyOther(ctx, w, dst, systems, only, f, &ans)
+		err = a.copyOther(ctx, w, dst, systems, chosen, f, &ans)
 	}
 	if err != nil && len(ans.Snapshots) == 0 {
 		return a.explainCopy(dst.src, err)
@@ -222,12 +231,19 @@ func (a *app) sameRepository(ctx context.Context, w, dst *world, f copyFlags) (b
 	return w.repo.MirroredIn(ctx, dst.store)
 }
 
-// chooseSnapshots is nil where everything is meant.
-func chooseSnapshots(ctx context.Context, w *world, systems []dr.System, refs []string) (func(*repo.Snapshot) bool, error) {
+// choice says which snapshots are copied; its zero value means all.
+type choice struct {
+	only func(*repo.Snapshot) bool
+	// named are those that the command names by id or number.
+	named map[dr.SnapshotID]bool
+}
+
+// chooseSnapshots finds what the command names.
+func chooseSnapshots(ctx context.Context, w *world, systems []dr.System, refs []string) (choice, error) {
 	if len(systems) == 0 && len(refs) == 0 {
-		return nil, nil
+		return choice{}, nil
 	}
-	ids := map[dr.SnapshotID]bool{}
+	ids, named := map[dr.SnapshotID]bool{}, map[dr.SnapshotID]bool{}
 	for _, ref := range refs {
 		var sys dr.System
 		if len(systems) == 1 {
@@ -235,22 +251,25 @@ func chooseSnapshots(ctx context.Context, w *world, systems []dr.System, refs []
 		}
 		s, err := w.repo.Find(ctx, sys, ref)
 		if err != nil {
-			return nil, err
+			return choice{}, err
 		}
 		ids[s.ID] = true
+		if ref != "" && ref != "latest" {
+			named[s.ID] = true
+		}
 	}
 	for _, sys := range systems {
 		have, err := storedSystems(ctx, w)
 		if err != nil {
-			return nil, err
+			return choice{}, err
 		}
 		if !slices.Contains(have, sys) {
-			return nil, fmt.Errorf("the repository has no snapshot of system %q; it has %v: %w", sys, have, dr.ErrNotFound)
+			return choice{}, fmt.Errorf("the repository has no snapshot of system %q; it has %v: %w", sys, have, dr.ErrNotFound)
 		}
 	}
-	return func(s *repo.Snapshot) bool {
+	return choice{named: named, only: func(s *repo.Snapshot) bool {
 		return (len(systems) == 0 || slices.Contains(systems, s.System)) && (len(ids) == 0 || ids[s.ID])
-	}, nil
+	}}, nil
 }
 
 func (a *app) copyMirror(ctx context.Context, w, dst *world, only func(*repo.Snapshot) bool, f copyFlags, ans *copyAnswer) error {
@@ -309,15 +328,36 @@ func copyVerdict(ans copyAnswer) error {
 			Next:  []string{"lifeboat check  (says what is damaged here)", "lifeboat check --repo " + ans.To + "  (and there)", "lifeboat repair --from URL"}, Err: dr.ErrPartial,
 		}
 	}
+	if len(ans.there) > 0 {
+		next := []string{"with the configuration of the copy: lifeboat check --repo " + ans.To + "  (says what is damaged there, and what mends it)"}
+		if ans.thereBack {
+			next = append(next, "LIFEBOAT_KEY_FILE=KEY lifeboat snapshots --accept-older --repo "+ans.To+"  (at this host, with the key of the copy: where what is missing there is lost, or was meant to go)")
+		}
+		return ui.Explained{
+			What:  strings.Join(ans.there, "; "),
+			State: "nothing older was put above what is there; what that held back is left out (--json lists it as older)",
+			Next:  append(next, "lifeboat snapshots  (here: whether the newest is what it should be)"), Err: dr.ErrPartial,
+		}
+	}
 	return nil
 }
 
 func (a *app) explainCopy(dst source, err error) error {
 	const state = "what was copied stays and counts; every snapshot that is visible there is whole"
 	var x ui.Explainer
+	var older *copying.OlderError
 	switch {
 	case err == nil || errors.As(err, &x):
 		return err
+	case errors.As(err, &older):
+		return ui.Explained{
+			What: err.Error(), State: "nothing was copied",
+			Next: []string{
+				fmt.Sprintf("where its files are wanted: lifeboat restore %s@%s --to DIR, from the repository here", older.Snapshot.System, older.Snapshot.ID.Short()),
+				"where the other circle is to have the snapshot itself: copy it to a repository that has nothing newer of the system (lifeboat init --repo URL makes one)",
+				"what is newer is copied by the same command without --snapshot",
+			}, Err: err,
+		}
 	case errors.Is(err, store.ErrForbidden):
 		return ui.Explained{
 			What: err.Error(), State: state,
@@ -337,10 +377,14 @@ func copyView(ans copyAnswer) []ui.View {
 		Columns: []ui.Column{{Title: "snapshot"}, {Title: "system"}, {Title: "#", Right: true}, {Title: "state"}, {Title: "remark", Elastic: true}},
 		Empty:   "there are no snapshots to copy",
 	}
-	there := 0
+	there, older := 0, 0
 	for _, s := range ans.Snapshots {
-		if s.State == string(repo.MirrorThere) {
+		switch s.State {
+		case string(repo.MirrorThere):
 			there++
+			continue
+		case stateOlder:
+			older++
 			continue
 		}
 		remark := s.Reason
@@ -349,9 +393,16 @@ func copyView(ans copyAnswer) []ui.View {
 		}
 		t.Rows = append(t.Rows, []string{s.Snapshot.Short(), string(s.System), strconv.FormatUint(uint64(s.Number), 10), s.State, ui.Clean(remark)})
 	}
-	sum := fmt.Sprintf("%d snapshots were there already; %d packs, %s sent", there, ans.Packs, bytesText(ans.Sent))
+	verb, sent := "were", "sent"
 	if ans.DryRun {
-		sum = fmt.Sprintf("%d snapshots are there already; %d packs, %s to send", there, ans.Packs, bytesText(ans.Sent))
+		verb, sent = "are", "to send"
+	}
+	sum := fmt.Sprintf("%d snapshots %s there already; %d packs, %s %s", there, verb, ans.Packs, bytesText(ans.Sent), sent)
+	if older > 0 {
+		sum += fmt.Sprintf("; %d are older than what was copied before, and are left out: forgotten there, or passed over", older)
+	}
+	if ans.Packs == 0 && len(t.Rows) == 0 {
+		sum = "nothing new: " + sum
 	}
 	if len(t.Rows) == 0 {
 		return []ui.View{ui.Text(sum)}

@@ -276,11 +276,68 @@ func TestCopyOther(t *testing.T) {
 		t.Fatalf("%+v", ans)
 	}
 	p.do(0, &ans, to...)
-	if len(ans.Snapshots) != 2 || ans.Snapshots[0].State != "copied" || ans.Snapshots[1].State != "there" {
+	if len(ans.Snapshots) != 2 || ans.Snapshots[0].State != "older" || ans.Snapshots[1].State != "there" || ans.Sent != 0 {
 		t.Errorf("%+v", ans)
 	}
 	out := filepath.Join(t.TempDir(), "out")
 	q.do(0, &struct{}{}, "restore", "shop@"+ans.Snapshots[1].As.String(), "--volume", "data", "--path", "a.txt", "--to", out)
 	mustHoldFiles(t, out, after, []string{"a.txt"})
 	q.do(0, &struct{}{}, "verify")
+}
+
+// TestCopyKeepsItsOrder: retention at the copy is its own, what was forgotten there
+// does not come back, and nothing older becomes the newest, whatever is named.
+func TestCopyKeepsItsOrder(t *testing.T) {
+	t.Parallel()
+	p, reg, one, two := newCopyPlace(t)
+	partner, q := registrytest.Start(t), newPlace(t)
+	q.run(0, "init", "--repo", partner.URL("dr"), "--fingerprint", partner.Fingerprint, "--site", "partner", "--kit", q.path("kit.txt"))
+	to := []string{"copy", "shop", "--to", partner.URL("dr"), "--to-fingerprint", partner.Fingerprint, "--to-key-file", q.config().KeyFile}
+	states := func(want ...string) {
+		t.Helper()
+		last := want[len(want)-1:]
+		for _, c := range []struct{ args, want []string }{{[]string{"--dry-run"}, want}, {nil, want}, {[]string{"--snapshot", "latest"}, last}} {
+			var ans copyAnswer
+			p.do(0, &ans, append(to, c.args...)...)
+			var got []string
+			for _, s := range ans.Snapshots {
+				got = append(got, s.State)
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("%v: %s", c.args, diff)
+			}
+		}
+	}
+	p.do(0, &copyAnswer{}, to...)
+	q.do(0, &forgetAnswer{}, "forget", "shop", "--keep-last", "1")
+	states("older", "there")
+	if code, out, _ := call(p.env, to...); code != 0 || !strings.Contains(out, "nothing new: 1 snapshots were there already") || !strings.Contains(out, "1 are older") {
+		t.Errorf("%d\n%s", code, out)
+	}
+	for _, ref := range []string{"#1", one.String()} {
+		for _, more := range [][]string{nil, {"--dry-run"}} {
+			code, out, errs := call(p.env, append(append(to, "--snapshot", ref), more...)...)
+			if code != codeUsage || out != "" || !strings.Contains(errs, "#2, which is newer") || !strings.Contains(errs, "restore shop@"+one.Short()) || !strings.Contains(errs, "nothing was copied") {
+				t.Errorf("%s: %d\n%s%s", ref, code, out, errs)
+			}
+		}
+	}
+	var listed struct{ Snapshots []struct{ Number dr.Number } }
+	q.do(0, &listed, "snapshots", "shop")
+	if len(listed.Snapshots) != 1 {
+		t.Errorf("%+v", listed)
+	}
+	p.do(0, &copyAnswer{}, append(to, "--snapshot", two.String())...) // it is there
+
+	three := p.storeFiles(reg, "shop", "sha256:cc", before)
+	var ans copyAnswer
+	p.do(0, &ans, to...)
+	if s := ans.Snapshots; s[0].State != "older" || s[1].State != "there" || s[2].State != "copied" || s[2].Snapshot != three {
+		t.Errorf("%+v", ans)
+	}
+	q.do(0, &forgetAnswer{}, "forget", "shop", "--keep-last", "1")
+	states("older", "older", "there")
+	out := filepath.Join(t.TempDir(), "out")
+	q.do(0, &struct{}{}, "restore", "shop", "--volume", "data", "--to", out)
+	mustHoldFiles(t, out, before, []string{"a.txt", "docs/2025/x.pdf", "docs/2026/y.pdf", "docs/2026/y.txt", "gone/old"})
 }

@@ -41,7 +41,7 @@ func (a *app) openOther(ctx context.Context, dst *world, f copyFlags) error {
 }
 
 // copyOther copies to a repository with keys of its own.
-func (a *app) copyOther(ctx context.Context, w, dst *world, systems []dr.System, only func(*repo.Snapshot) bool, f copyFlags, ans *copyAnswer) (err error) {
+func (a *app) copyOther(ctx context.Context, w, dst *world, systems []dr.System, chosen choice, f copyFlags, ans *copyAnswer) (err error) {
 	if err := a.openOther(ctx, dst, f); err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (a *app) copyOther(ctx context.Context, w, dst *world, systems []dr.System,
 	task := a.UI().Progress().Bytes("copy", -1)
 	c, err := copying.New(copying.Options{
 		From: w.repo, To: dst.repo, FromLedger: w.ledger, ToLedger: dst.ledger, Memory: filepath.Join(w.src.stateDir, "cache"),
-		Only: only, Adopt: f.adopt, DryRun: f.dryRun,
+		Only: chosen.only, Named: func(s *repo.Snapshot) bool { return chosen.named[s.ID] }, Adopt: f.adopt, DryRun: f.dryRun,
 		Progress: func(p copying.Progress) {
 			task.SetTotal(p.BytesTotal)
 			task.SetDone(p.Bytes)
@@ -65,11 +65,19 @@ func (a *app) copyOther(ctx context.Context, w, dst *world, systems []dr.System,
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	if len(chosen.named) > 0 { // refused before the first system is copied
+		for _, sys := range systems {
+			if err := c.Look(ctx, sys); err != nil {
+				task.Done(err)
+				return err
+			}
+		}
+	}
 	var failed []error
 	done := 0
 	for _, sys := range systems {
 		res, err := c.Copy(ctx, sys)
-		a.addCopied(ans, res, f.dryRun)
+		a.addCopied(ans, sys, res)
 		if err == nil {
 			done++
 			continue
@@ -88,7 +96,7 @@ func (a *app) copyOther(ctx context.Context, w, dst *world, systems []dr.System,
 }
 
 // addCopied adds what became of a system to the answer.
-func (a *app) addCopied(ans *copyAnswer, res *copying.Result, dryRun bool) {
+func (a *app) addCopied(ans *copyAnswer, system dr.System, res *copying.Result) {
 	if res == nil {
 		return
 	}
@@ -104,6 +112,8 @@ func (a *app) addCopied(ans *copyAnswer, res *copying.Result, dryRun bool) {
 			row.State = string(repo.MirrorCopied)
 		case r.To != nil:
 			row.State = string(repo.MirrorThere)
+		case r.Older != nil:
+			row.State, row.Reason = stateOlder, r.Older.Error()
 		}
 		if r.To != nil {
 			row.As = &r.To.ID
@@ -111,6 +121,22 @@ func (a *app) addCopied(ans *copyAnswer, res *copying.Result, dryRun bool) {
 		ans.Snapshots = append(ans.Snapshots, row)
 	}
 	a.leftOut(ans, res.Problems)
+	for _, p := range res.Unread {
+		a.atCopy(ans, "at the copy: "+p.String())
+		ans.thereBack = ans.thereBack || p.SetBack()
+	}
+	if o := res.Ahead; o != nil {
+		a.atCopy(ans, fmt.Sprintf("the copy of %s is ahead: it has #%d of epoch %d, which is newer than the newest that this repository shows", system, o.Number, o.Epoch))
+	}
+}
+
+// stateOlder: a snapshot that has no copy is older than what was copied before.
+const stateOlder = "older"
+
+// atCopy adds what keeps a copy from being up to date.
+func (a *app) atCopy(ans *copyAnswer, problem string) {
+	ans.Problems, ans.there = append(ans.Problems, problem), append(ans.there, problem)
+	a.UI().Warn("%s", problem)
 }
 
 func (a *app) explainFenced(dst *world, err error) error {

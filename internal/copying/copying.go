@@ -8,6 +8,10 @@
 // it. What has arrived is found again by the writer, so a run that was cut off
 // goes on.
 //
+// The copy keeps the order of its source: nothing is put above what is newer, so
+// its newest is never older than before, and what was forgotten there does not come
+// back (order.go).
+//
 // The host that copies signs in the other repository and holds the system's epoch
 // there, from the first snapshot until somebody brings the system up from the
 // copy. The package does not copy repositories as they are: package repo does
@@ -43,6 +47,9 @@ type Options struct {
 	Memory string
 	// Only chooses snapshots; nil means all.
 	Only func(*repo.Snapshot) bool
+	// Named are those that were asked for one by one: where one of them is too old to
+	// be copied, that is an OlderError.
+	Named func(*repo.Snapshot) bool
 	// Adopt goes on where another host has copied until now.
 	Adopt    bool
 	DryRun   bool
@@ -56,6 +63,9 @@ type Row struct {
 	To *repo.Snapshot
 	// Copied is set where this run made it.
 	Copied bool
+	// Older says why it has no copy and gets none: it was forgotten there, or left out
+	// when something newer was copied.
+	Older error
 	// Err says why it was not copied: it is damaged.
 	Err error
 }
@@ -67,6 +77,11 @@ type Result struct {
 	// that were read here.
 	Packs, Sent, Read int64
 	Problems          []repo.Problem
+	// Unread are problems of the other repository that hide what may be newer than
+	// all that can be read there.
+	Unread []repo.Problem
+	// Ahead is set where the newest copy is newer than the newest snapshot here.
+	Ahead *repo.Origin
 }
 
 // Copier copies systems. Not safe for concurrent use. Close frees it.
@@ -91,11 +106,19 @@ func New(o Options) (*Copier, error) {
 // Close closes the memory.
 func (c *Copier) Close() error { return c.mem.close() }
 
-// Copy copies the chosen snapshots of a system that the other repository lacks,
-// in the order of their numbers. Snapshots on the system's line are copied as
-// such, all others as divergent ones.
+// Look finds out what Copy would do, and that nothing named is too old for it.
+func (c *Copier) Look(ctx context.Context, system dr.System) error {
+	if err := (&job{Copier: c, system: system, res: &Result{}}).look(ctx); err != nil {
+		return fmt.Errorf("copy system %s: %w", system, err)
+	}
+	return nil
+}
+
+// Copy copies the chosen snapshots of a system that the other repository lacks and
+// that are newer than what was copied before, in the order of their numbers.
+// Snapshots on the system's line are copied as such, all others as divergent ones.
 //
-// Errors: dr.ErrFenced when another host holds the system's epoch there; it was
+// Errors: OlderError, before anything is copied. dr.ErrFenced when another host holds the system's epoch there; it was
 // brought up from the copy, or another host has copied (Options.Adopt). Those of
 // both repositories. A snapshot that is damaged here is told in its row and does
 // not keep the others from being copied. The result comes with the error.
@@ -104,11 +127,14 @@ func (c *Copier) Copy(ctx context.Context, system dr.System) (*Result, error) {
 	if err := j.look(ctx); err != nil {
 		return j.res, fmt.Errorf("copy system %s: %w", system, err)
 	}
-	if len(j.todo()) == 0 || c.o.DryRun {
+	if len(j.todo()) == 0 {
 		return j.res, nil
 	}
 	if err := j.hold(ctx); err != nil {
 		return j.res, fmt.Errorf("copy system %s: %w", system, err)
+	}
+	if c.o.DryRun {
+		return j.res, nil
 	}
 	for _, i := range j.todo() {
 		row := &j.res.Rows[i]
@@ -134,27 +160,29 @@ func (e *readError) Unwrap() error { return e.err }
 // job is one run of Copy.
 type job struct {
 	*Copier
-	system dr.System
-	res    *Result
-	claims []fence.Claim // of the source
-	facts  []fence.Snap
-	there  map[dr.SnapshotID]*repo.Snapshot // copies, by what they are copies of
-	newest *repo.Snapshot                   // of this host there
-	epoch  dr.Epoch
-	prog   Progress
+	system  dr.System
+	res     *Result
+	claims  []fence.Claim // of the source
+	facts   []fence.Snap
+	head    dr.SnapshotID // of the line of the source
+	copies  copies
+	holders []fence.Claim  // of the system there
+	newest  *repo.Snapshot // of this host there
+	epoch   dr.Epoch
+	prog    Progress
 }
 
-// todo lists the rows that have no copy.
+// todo lists the rows that are to be copied.
 func (j *job) todo() (out []int) {
-	for i := range j.res.Rows {
-		if j.res.Rows[i].To == nil && j.res.Rows[i].Err == nil {
+	for i, r := range j.res.Rows {
+		if r.To == nil && r.Older == nil && r.Err == nil {
 			out = append(out, i)
 		}
 	}
 	return out
 }
 
-// look reads what there is on both sides.
+// look reads what there is on both sides, and decides what is copied.
 func (j *job) look(ctx context.Context) error {
 	var err error
 	if j.claims, err = j.o.FromLedger.Claims(ctx, j.system); err != nil {
@@ -164,41 +192,53 @@ func (j *job) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.res.Problems = problems
-	to, _, err := j.o.To.Snapshots(ctx, j.system)
-	if err != nil {
+	j.res.Problems, j.facts = problems, factsOf(from)
+	j.head, _ = fence.Head(j.claims, j.facts)
+	if err := j.lookThere(ctx); err != nil {
 		return fmt.Errorf("look at the copy: %w", err)
 	}
-	j.there = map[dr.SnapshotID]*repo.Snapshot{}
-	for i := range to {
-		s := &to[i]
-		if s.Origin != nil && s.Origin.Repo == j.o.From.ID() {
-			j.there[s.Origin.Snapshot] = s
-		}
-		if s.Host == j.o.To.HostID() {
-			j.newest = s
-		}
-	}
+	j.res.Unread, j.res.Ahead = j.copies.unread, j.ahead(from)
 	for _, s := range from {
-		j.facts = append(j.facts, fence.Snap{ID: s.ID, Number: s.Number, Epoch: s.Epoch, Host: s.Host, Kind: s.Kind})
 		if j.o.Only != nil && !j.o.Only(&s) {
 			continue
 		}
-		j.res.Rows = append(j.res.Rows, Row{From: s, To: j.there[s.ID]})
-		if j.there[s.ID] == nil {
+		row := Row{From: s, To: j.copies.of[s.ID]}
+		if row.To == nil {
+			row.Older = j.older(&s)
+		}
+		if row.Older != nil && j.o.Named != nil && j.o.Named(&s) {
+			return &OlderError{Snapshot: s, Cause: row.Older}
+		}
+		if row.To == nil && row.Older == nil {
 			j.prog.BytesTotal += s.BytesTotal
+		}
+		j.res.Rows = append(j.res.Rows, row)
+	}
+	return nil
+}
+
+// lookThere reads what the other repository has.
+func (j *job) lookThere(ctx context.Context) error {
+	to, problems, err := j.o.To.Snapshots(ctx, j.system)
+	if err != nil {
+		return err
+	}
+	if j.holders, err = j.o.ToLedger.Claims(ctx, j.system); err != nil {
+		return err
+	}
+	j.copies = copiesIn(j.holders, to, problems, j.o.From.ID())
+	for i := range to {
+		if to[i].Host == j.o.To.HostID() {
+			j.newest = &to[i]
 		}
 	}
 	return nil
 }
 
-// hold makes this host the holder of the system there, or finds that it is.
+// hold makes this host the holder of the system there, or finds that it is; a dry
+// run finds that it could be.
 func (j *job) hold(ctx context.Context) error {
-	claims, err := j.o.ToLedger.Claims(ctx, j.system)
-	if err != nil {
-		return fmt.Errorf("look at the copy: %w", err)
-	}
-	host := j.o.To.HostID()
+	claims, host := j.holders, j.o.To.HostID()
 	want := fence.Claim{System: j.system, Site: j.res.Rows[len(j.res.Rows)-1].From.Site, Reason: fence.ReasonCopy}
 	fenced := fence.CheckWrite(claims, j.system, host)
 	switch {
@@ -209,6 +249,8 @@ func (j *job) hold(ctx context.Context) error {
 		return fmt.Errorf("it was brought up from the copy, which goes its own way since: %w", fenced)
 	case fenced != nil && !j.o.Adopt:
 		return fmt.Errorf("another host has copied it until now; where that host is gone, adopt it (--adopt): %w", fenced)
+	case j.o.DryRun:
+		return nil
 	case fenced != nil:
 		if err := j.base(ctx, claims, &want); err != nil {
 			return err
@@ -228,11 +270,7 @@ func (j *job) base(ctx context.Context, claims []fence.Claim, want *fence.Claim)
 	if err != nil {
 		return fmt.Errorf("look at the copy: %w", err)
 	}
-	facts := make([]fence.Snap, len(snaps))
-	for i, s := range snaps {
-		facts[i] = fence.Snap{ID: s.ID, Number: s.Number, Epoch: s.Epoch, Host: s.Host, Kind: s.Kind}
-	}
-	if id, ok := fence.Head(claims, facts); ok {
+	if id, ok := fence.Head(claims, factsOf(snaps)); ok {
 		want.Base = &id
 		i := slices.IndexFunc(snaps, func(s repo.Snapshot) bool { return s.ID == id })
 		if i >= 0 {

@@ -39,7 +39,7 @@ func (j *job) one(ctx context.Context, row *Row) error {
 	}
 	if p := root.Parent; p != nil {
 		root.Parent = nil
-		if s := j.there[*p]; s != nil {
+		if s := j.copies.of[*p]; s != nil {
 			root.Parent = &s.ID
 		}
 	}
@@ -52,7 +52,7 @@ func (j *job) one(ctx context.Context, row *Row) error {
 		return err
 	}
 	row.To, row.Copied = snap, true
-	j.there[row.From.ID], j.newest = snap, snap
+	j.copies.of[row.From.ID], j.newest = snap, snap
 	return nil
 }
 
