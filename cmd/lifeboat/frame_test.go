@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,25 @@ func TestHelpOfEveryCommand(t *testing.T) {
 		if code != 0 || errs != "" || !strings.Contains(out, "Usage:\n") || !strings.Contains(out, c.Short) && c.Long == "" {
 			t.Errorf("%s --help: exit code %d, stderr %q, stdout\n%s", path, code, errs, out)
 		}
+	}
+}
+
+// TestHelpAndCompletionAsJSON: they are one document, too, however they are asked for.
+func TestHelpAndCompletionAsJSON(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"help", "copy"}, {"copy", "--help"}, {"help"}, {}, {"key"}, {"completion", "bash"}} {
+		_, text, _ := call(nil, args...)
+		code, out, errs := call(nil, append(args, "--json")...)
+		var ans struct{ Help, Script string }
+		if err := json.Unmarshal([]byte(out), &ans); err != nil || code != 0 || errs != "" || text == "" || ans.Help+ans.Script != text {
+			t.Errorf("%v: exit code %d, %v, %q\n%s", args, code, err, errs, out)
+		}
+	}
+	if code, out, _ := call(nil, "completion", "csh", "--json"); code != codeUsage || !json.Valid([]byte(out)) {
+		t.Errorf("%d\n%s", code, out)
+	}
+	if _, out, _ := call(nil, "--help"); !strings.Contains(out, strconv.Itoa(codeUnread)+" nobody") {
+		t.Error("the help does not list every exit code")
 	}
 }
 

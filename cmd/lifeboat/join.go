@@ -31,8 +31,9 @@ const loginTries = 3
 
 // join sets this host up for a repository that exists.
 func (s *setup) join(ctx context.Context) (err error) {
-	var keyFile string
+	var keyFile, note string
 	if s.kit == nil {
+		note = "this host joined the repository"
 		if keyFile, err = s.openOwn(ctx); err != nil {
 			return err
 		}
@@ -40,18 +41,19 @@ func (s *setup) join(ctx context.Context) (err error) {
 		if s.w.repo, err = s.a.openRepo(ctx, s.w, nil); err != nil {
 			return err
 		}
-		if keyFile, err = s.ownKey(ctx); err != nil {
+		var added bool
+		if keyFile, added, err = s.ownKey(ctx); err != nil {
 			return err
+		}
+		note = "this host joined the repository; it has a key of its own, so take the recovery kit away again"
+		if !added {
+			note = "this host joined the repository with the key that it has: " + keyFile + " opens it already, so none was added; take the recovery kit away again"
 		}
 	}
 	ans := s.answer(keyFile)
 	ans.Existed, ans.Joined = true, true
 	if err := s.configure(ctx, &ans); err != nil {
 		return s.unfinished(err, "a key of this host opens the repository; the configuration is not complete")
-	}
-	note := "this host joined the repository"
-	if s.kit != nil {
-		note += "; it has a key of its own, so take the recovery kit away again"
 	}
 	return s.done(ans, note)
 }
@@ -93,37 +95,39 @@ func recipientsOf(keys []repo.KeyInfo, ids []age.Identity) (names []string) {
 
 // ownKey gives this host, which has opened the repository with a recovery kit,
 // a key of its own: the kit's identity stays in the kit. The key file is made
-// where there is none. Run again, it finds what was done.
-func (s *setup) ownKey(ctx context.Context) (keyFile string, err error) {
+// where there is none. added is false where that file opens the repository already,
+// as after a run before.
+func (s *setup) ownKey(ctx context.Context) (keyFile string, added bool, err error) {
 	ids, err := s.a.keyFileIdentities(s.set)
 	if err != nil {
-		return "", err
+		return "", added, err
 	}
 	public := publicKeys(ids)
 	if len(public) == 0 {
-		return "", noIdentity(s.set)
+		return "", added, noIdentity(s.set)
 	}
 	keys, _, err := s.w.repo.Keys(ctx)
 	if err != nil {
-		return "", err
+		return "", added, err
 	}
 	if len(recipientsOf(keys, ids)) == 0 {
 		rec, err := seal.ParseRecipient(newName(keys, "host-"+string(s.hostName(ctx))), public[0])
 		if err != nil {
-			return "", err
+			return "", added, err
 		}
 		if err := s.w.repo.AddKey(ctx, rec); err != nil {
-			return "", s.explainAdd(rec, err)
+			return "", added, s.explainAdd(rec, err)
 		}
+		added = true
 	}
 	// Nobody but this host could tell that its key really opens it.
 	own := *s.w
 	own.src.identities, own.src.passphrase, own.repo = ids, nil, nil
 	r, err := s.a.openRepo(ctx, &own, nil)
 	if err != nil {
-		return "", fmt.Errorf("the key file %s, just added: %w", s.set.KeyFile.Value, err)
+		return "", added, fmt.Errorf("the key file %s, just added: %w", s.set.KeyFile.Value, err)
 	}
-	return s.set.KeyFile.Value, r.Close()
+	return s.set.KeyFile.Value, added, r.Close()
 }
 
 func (s *setup) explainAdd(rec seal.Recipient, err error) error {
@@ -475,7 +479,7 @@ func (s *setup) recovered(ctx context.Context) (ans initAnswer, err error) {
 	if err := config.CanEdit(s.a.ConfigPath()); err != nil {
 		return ans, err
 	}
-	keyFile, err := s.ownKey(ctx)
+	keyFile, _, err := s.ownKey(ctx)
 	if err != nil {
 		return ans, err
 	}

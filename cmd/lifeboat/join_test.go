@@ -236,6 +236,9 @@ func TestJoin(t *testing.T) {
 	if len(keys) != 3 || keys[2].Name != "host-cloud" {
 		t.Errorf("keys %+v", keys)
 	}
+	if _, out, _ := call(standin.env, "init", "--join", "--kit", kitFile); !strings.Contains(out, c.KeyFile+" opens it already, so none was added") {
+		t.Errorf("again:\n%s", out)
+	}
 	again := standin.run(0, "init", "--join", "--kit", kitFile)
 	if again.ConfigChanged || len(standin.run(0, "key", "list").Keys) != 3 {
 		t.Errorf("again: %+v", again)

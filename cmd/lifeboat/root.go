@@ -1,6 +1,10 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"bytes"
+
+	"github.com/spf13/cobra"
+)
 
 // Groups of commands in the help.
 const (
@@ -25,7 +29,8 @@ one JSON document; an error is its key "error" with code, kind, message, state
 and next.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 done in part, 10 not found, 11 held by
-another, 12 wrong key, 13 fenced, 14 outcome unknown, 130 interrupted.
+another, 12 wrong key, 13 fenced, 14 outcome unknown, 130 interrupted, 141 nobody
+reads the answer any more (| head).
 
 Environment: LIFEBOAT_REPO, LIFEBOAT_CONFIG, LIFEBOAT_KEY_FILE,
 LIFEBOAT_PASSPHRASE_FILE, LIFEBOAT_STATE_DIR, LIFEBOAT_LOG (debug, info, warn,
@@ -66,10 +71,33 @@ the configuration file.`,
 		newInitCmd(a), newProtectCmd(a), newSnapshotCmd(a), newSnapshotsCmd(a), newStatusCmd(a),
 		newFailoverCmd(a), newFailbackCmd(a), newSwitchoverCmd(a), newRecoverCmd(a), newRestoreCmd(a), newLsCmd(a), newDiffCmd(a),
 		newCheckCmd(a), newVerifyCmd(a), newRepairCmd(a), newForgetCmd(a), newGCCmd(a), newCopyCmd(a), newKeyCmd(a), newKitCmd(a), newHostCmd(a), registry,
-		newVersionCmd(a), newCompletionCmd(),
+		newVersionCmd(a), newCompletionCmd(a),
 	)
 	root.SetHelpCommand(newHelpCmd())
+	root.SetHelpFunc(a.help(root.HelpFunc()))
 	return root
+}
+
+// helpAnswer is a help text as --json gives it.
+type helpAnswer struct {
+	Command string `json:"command"`
+	Help    string `json:"help"`
+}
+
+// help answers with a help text, which is what text writes.
+func (a *app) help(text func(*cobra.Command, []string)) func(*cobra.Command, []string) {
+	return func(cmd *cobra.Command, args []string) {
+		if !a.flags.json {
+			text(cmd, args)
+			return
+		}
+		var b bytes.Buffer
+		out := cmd.OutOrStdout()
+		cmd.SetOut(&b)
+		text(cmd, args)
+		cmd.SetOut(out)
+		_ = a.UI().Answer(helpAnswer{Command: cmd.CommandPath(), Help: b.String()}) // two strings always encode
+	}
 }
 
 // newHelpCmd is cobra's help command, except that an unknown command is an
