@@ -58,7 +58,7 @@ func (a *app) runExamine(ctx context.Context, what, ref string, o repo.ExamineOp
 	return ui.Explained{
 		What:  fmt.Sprintf("%s found %d thing(s) of the repository damaged or gone", what, len(ans.Damaged)),
 		State: "nothing was changed; snapshots that are not named above are whole",
-		Next:  append(adviceOf(ans.Damaged), acceptAdvice(x.Problems)...),
+		Next:  together(adviceOf(ans.Damaged), acceptAdvice(x.Problems)),
 		Err:   dr.ErrTampered,
 	}
 }
@@ -236,8 +236,13 @@ func adviceOf(damaged []damage) []string {
 	for _, s := range systems {
 		next = append(next, "lifeboat snapshot "+s+"  (at the site that holds it: stores again what is still on its disk, so that the new snapshot is whole)")
 	}
+	from := "from what the registry stores still, and from the mirrors of the configuration"
+	if len(systems) > 0 {
+		from = "from what the new snapshot has stored, and from the mirrors of the configuration"
+	}
 	return append(next,
-		"lifeboat repair --from URL  (mends from an exact copy, or from another repository; without --from: from what the new snapshot has stored)",
+		"lifeboat repair  (mends "+from+")",
+		"lifeboat repair --from URL  (mends from an exact copy, or from another repository)",
 		"look at the registry's disk before anything else is written to it",
 	)
 }

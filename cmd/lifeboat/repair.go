@@ -30,8 +30,10 @@ func newRepairCmd(a *app) *cobra.Command {
 		Long: `Mend what is damaged or gone: from exact copies of the repository in other
 registries, from what is sound in the repository itself, from other repositories.
 
-What has an exact copy is stored again as it was: records, pack manifests, indexes,
-packs. Of what has none, the units that are lost are looked for in everything that
+A tag that does not name what it must is put right first where the registry stores
+the record or snapshot still and this host has seen it there, which needs no other
+registry. What has an exact copy is stored again as it was: records, pack manifests,
+indexes, packs. Of what has none, the units that are lost are looked for in everything that
 the repository still has, and by content in other repositories; they are put
 together anew, and the snapshots that need them are relocated there, under their
 own numbers. So a snapshot of the live system, taken after the damage was found,

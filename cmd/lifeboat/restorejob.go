@@ -295,22 +295,27 @@ func (w *world) explainOlder(ctx context.Context, ref string, err error, o other
 		return err
 	}
 	x := ui.Explained{What: err.Error(), State: o.state, Err: err}
-	number := "NUMBER"
-	if there, _, lerr := w.repo.Snapshots(ctx, sys); lerr == nil {
-		var newest dr.Number
-		for _, s := range there {
+	there, _, lerr := w.repo.Snapshots(ctx, sys)
+	var newest dr.Number
+	for _, s := range there {
+		if id != fmt.Sprintf("#%d", s.Number) { // that one is refused
 			newest = max(newest, s.Number)
 		}
-		if newest > 0 {
-			number = fmt.Sprint(newest)
-			x.State += "; the newest snapshot that is there is number " + number
+	}
+	back, which := nextSetBack(sys)[1:], "newest"
+	if id != "" && id != "latest" {
+		which = "newest other"
+	}
+	switch {
+	case newest > 0:
+		x.State += fmt.Sprintf("; the %s snapshot that is there is number %d", which, newest)
+		x.Next = []string{fmt.Sprintf("%s  (%s; lifeboat snapshots %s lists all that are there)", o.again(fmt.Sprintf("%s@#%d", name, newest)), o.does, name)}
+		if id != "" && id != "latest" {
+			back = back[:2] // accepting an older state would not help
 		}
+	case lerr != nil:
+		x.State += "; until that is mended or accepted no snapshot counts, so none can be named instead"
 	}
-	x.Next = []string{fmt.Sprintf("%s  (%s; lifeboat snapshots %s lists all that are there)", o.again(name+"@#"+number), o.does, name)}
-	if id == "" || id == "latest" {
-		x.Next = append(x.Next, nextSetBack(sys)[1:]...)
-	} else {
-		x.Next = append(x.Next, nextSetBack(sys)[1])
-	}
+	x.Next = append(x.Next, back...)
 	return x
 }

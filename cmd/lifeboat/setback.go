@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"lifeboat/internal/dr"
@@ -44,9 +45,24 @@ func nextSetBack(system dr.System) []string {
 	}
 	return []string{
 		"find out whether the registry was restored from a backup of its own, or who deleted what is missing",
-		"lifeboat repair --from URL  (where a mirror still has it)",
+		"lifeboat repair  (puts back what the registry stores still, or a mirror of the configuration has)",
+		"lifeboat repair --from URL  (where another mirror still has it)",
 		accept + "  (if what is missing is lost or was meant to go: what the registry shows is its newest state from then on)",
 	}
+}
+
+// together puts advice together: a command that is named twice stays where it was
+// named first.
+func together(lists ...[]string) (out []string) {
+	named := map[string]bool{}
+	for _, advice := range slices.Concat(lists...) {
+		command, _, _ := strings.Cut(advice, "  (")
+		if !named[command] {
+			out = append(out, advice)
+		}
+		named[command] = true
+	}
+	return out
 }
 
 // setBacksOf picks out what says that the registry was set back.

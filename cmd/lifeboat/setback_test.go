@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -204,4 +205,45 @@ func TestMirrorOfAnOlderState(t *testing.T) {
 	}
 	p.do(0, &listing{}, "snapshots", "--accept-older")
 	p.do(0, &copyAnswer{}, copying...)
+}
+
+// TestRepairFromHere: a tag that the registry has lost is put back from what it stores
+// still, without a mirror; what is refused until then does not advise itself.
+func TestRepairFromHere(t *testing.T) {
+	t.Parallel()
+	for _, tag := range []string{"host.1", "s.shop.3"} {
+		t.Run(tag, func(t *testing.T) {
+			t.Parallel()
+			reg, p := withRoles(t), newPlace(t)
+			p.run(0, "init", "--repo", reg.URL("dr"), "--fingerprint", reg.Fingerprint, "--username", "admin",
+				"--password-file", p.write("admin", "admin secret\n"), "--site", "main", "--kit", p.path("kit.txt"))
+			p.store(reg, "shop", 3)
+			p.do(0, &listing{}, "snapshots")
+			link := filepath.Join(reg.Data, "store/docker/registry/v2/repositories/dr/_manifests/tags", tag, "current/link")
+			if err := os.Truncate(link, 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range [][]string{{"restore", "shop@#3", "--to", p.path("to")}, {"ls", "shop@#3"}} {
+				var refused said
+				p.do(codeFailed, &refused, args...)
+				for line := range strings.Lines(refused.next()) {
+					if strings.Contains(line, args[0]+" shop@#3") || strings.Contains(line, "#NUMBER") {
+						t.Errorf("%v advises %q", args, line)
+					}
+				}
+				if !strings.Contains(refused.next(), "lifeboat repair  (") {
+					t.Errorf("%v: %q", args, refused.next())
+				}
+			}
+			var looked said
+			p.do(codeFailed, &looked, "check")
+			if n := strings.Count(looked.next(), "lifeboat repair --from URL"); n != 1 || !strings.Contains(looked.next(), "lifeboat repair  (") {
+				t.Errorf("%q", looked.next())
+			}
+			p.do(0, &repairAnswer{}, "repair", "--dry-run")
+			p.do(0, &repairAnswer{}, "repair")
+			p.do(0, &struct{}{}, "check")
+			p.do(0, &struct{}{}, "ls", "shop@#3")
+		})
+	}
 }

@@ -231,6 +231,7 @@ func (a *app) warnOf(l *listing) {
 // enrols it.
 func nextNotEnrolled() []string {
 	return []string{
+		"lifeboat repair  (puts back a host record of which the registry has damaged the tag alone)",
 		"lifeboat repair --from URL  (where a mirror still has the records of the hosts)",
 		"lifeboat host enroll  (at the host that signed them, if it is one of yours: what it wrote counts from then on)",
 	}

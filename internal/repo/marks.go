@@ -317,7 +317,7 @@ func (s *state) seenUnder(prefix string) (tags []Tag) {
 }
 
 // acceptOlder ends each error that a host's memory causes.
-const acceptOlder = "if the registry was restored from a backup of its own, or is a mirror that was behind when the other was lost, and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them"
+const acceptOlder = "mend it (lifeboat repair); if the registry was restored from a backup of its own, or is a mirror that was behind when the other was lost, and its newest snapshots are lost, accept the older state (--accept-older), else find out who deleted them"
 
 // checkMark compares the newest numbers under a prefix with the mark that was
 // there before the tags were listed, and raises the mark: another process of this

@@ -123,6 +123,9 @@ func (p *repairer) class(ctx context.Context, c Class) error {
 			return err
 		}
 	}
+	if err := p.fromHere(ctx, c, here, bad, found); err != nil {
+		return err
+	}
 	if c == ClassKey {
 		if err := p.fromKept(ctx, here, found); err != nil {
 			return err
