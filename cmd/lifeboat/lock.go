@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"lifeboat/internal/dr"
+	"lifeboat/internal/repo"
 	"lifeboat/internal/ui"
 )
 
@@ -81,6 +83,17 @@ func (a *app) runLock(ctx context.Context, ref string, lock bool, reason string)
 	} else {
 		text = fmt.Sprintf("snapshot %s of system %s is not locked", snap.ID.Short(), snap.System)
 		err = w.repo.Unlock(ctx, snap)
+	}
+	if errors.Is(err, repo.ErrLockUnread) {
+		return ui.Explained{
+			What: err.Error(), State: "nothing was changed: forget and gc leave the snapshot as it is, as long as that record is there",
+			Next: []string{
+				"lifeboat repair  (puts the record back if the registry stores it still, or a mirror of the configuration has it); then the same command again",
+				"lifeboat repair --from URL  (of another mirror that has it)",
+				"lifeboat repair --drop-damaged  (gives up what cannot be mended: the lock, and snapshots that lose something)",
+			},
+			Err: err,
+		}
 	}
 	if err != nil {
 		return a.explainForget(w, err)

@@ -91,8 +91,8 @@ type Collection struct {
 // commit and puts it back, and so does Collect. What a tag lists stays, whether
 // the tag verifies or not.
 //
-// Errors: dr.ErrTampered where a tag cannot be read, so that what it lists is
-// not known, or the registry shows an older state than this host has seen;
+// Errors: dr.ErrTampered where a tag cannot be read that may list packs, so that what
+// it lists is not known, or the registry shows an older state than this host has seen;
 // nothing is removed then. store.ErrForbidden, store.ErrUnsupported as for
 // Forget.
 func (r *Repo) Collect(ctx context.Context, o CollectOptions) (*Collection, error) {
@@ -216,6 +216,8 @@ func (c *collector) children(ctx context.Context, tag string) ([]digest.Digest, 
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		return nil, nil
+	case err != nil && about(err) && listsNoPacks(tag):
+		return nil, nil
 	case err != nil && about(err):
 		return nil, fmt.Errorf("tag %s cannot be read, so that it is not known which packs it needs; nothing was removed. Mend it, or give up the snapshot if that cannot be done (lifeboat repair --drop-damaged): %w", tag, err)
 	case err != nil:
@@ -233,6 +235,14 @@ func (c *collector) children(ctx context.Context, tag string) ([]digest.Digest, 
 		}
 	}
 	return out, nil
+}
+
+// listsNoPacks reports whether a tag is of a class that lists no pack manifests
+// (docs/format.md, Where it lives). A lock does not either: what it keeps is listed by
+// the snapshot's own tags, and a lock that cannot be read holds like any other.
+func listsNoPacks(tag string) bool {
+	t, err := ParseTag(tag)
+	return err == nil && t.Class != ClassSnapshot && t.Class != ClassRelocation
 }
 
 // verified looks at the snapshots that verify: their manifests get a lost tag

@@ -41,6 +41,8 @@ type SnapshotLock struct {
 	Reason string
 	Host   dr.HostID
 	Since  time.Time
+
+	unread error // why the record cannot be read
 }
 
 // numberKey names a snapshot by its number.
@@ -57,7 +59,12 @@ func (r *Repo) Lock(ctx context.Context, s *Snapshot, reason string) error {
 	return r.setLock(ctx, s, actionLock, reason)
 }
 
-// Unlock takes a lock away. Errors are those of Lock.
+// ErrLockUnread: the record that locks a snapshot cannot be read, so nobody knows
+// whether it does; it holds. Repair mends it, or gives it up (RepairOptions.DropDamaged).
+var ErrLockUnread = errors.New("the lock record cannot be read, and holds")
+
+// Unlock takes a lock away. Errors are those of Lock, and ErrLockUnread: what would
+// say afterwards whether the snapshot is locked might come back.
 func (r *Repo) Unlock(ctx context.Context, s *Snapshot) error {
 	return r.setLock(ctx, s, actionUnlock, "")
 }
@@ -76,6 +83,9 @@ func (r *Repo) setLock(ctx context.Context, s *Snapshot, action, reason string) 
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		key := numberKey{s.System, s.Number}
+		if l := locks[key]; l != nil && l.unread != nil && action == actionUnlock {
+			return fmt.Errorf("%s: %w: %w", what, ErrLockUnread, l.unread)
+		}
 		if (locks[key] != nil) == (action == actionLock) {
 			return r.stillThere(ctx, s, what)
 		}
@@ -166,6 +176,7 @@ func (r *Repo) readLock(ctx context.Context, t Tag) (l *SnapshotLock, locked boo
 	case errors.Is(err, store.ErrNotFound), err != nil && r.void(err):
 		return nil, false, nil
 	case err != nil && about(err):
+		l.unread = fmt.Errorf("%s: %w", t, err)
 		return l, true, nil
 	case err != nil:
 		return nil, false, err
