@@ -32,7 +32,7 @@ func (a *app) runExamine(ctx context.Context, what, ref string, o repo.ExamineOp
 	if err != nil {
 		return err
 	}
-	views := append(checkViews(ans, x.Problems), forgottenView(x.Forgotten)...)
+	views := slices.Concat(checkViews(ans, x.Problems), forgottenView(x.Forgotten), givenUpView(x.GivenUp))
 	if x.Reading != nil {
 		ans.Read = readAnswerOf(x.Reading, o.Read.Within)
 		views = append(views, readView(ans.Read))
@@ -88,7 +88,7 @@ func (a *app) examine(ctx context.Context, w *world, what string, o repo.Examine
 // damageAnswer says what was found and what is hit by it; foreign counts the
 // problems that harm nobody.
 func (a *app) damageAnswer(ctx context.Context, x *repo.Examination) (ans checkAnswer, foreign int, err error) {
-	ans = checkAnswer{Problems: []string{}, Damaged: gather(x.Problems), Hit: []hitSnapshot{}, Forgotten: append([]string{}, x.Forgotten...)}
+	ans = checkAnswer{Problems: []string{}, Damaged: gather(x.Problems), Hit: []hitSnapshot{}, Forgotten: append([]string{}, x.Forgotten...), GivenUp: append([]string{}, x.GivenUp...)}
 	for _, p := range x.Problems {
 		if p.Foreign() {
 			foreign++
@@ -121,6 +121,9 @@ type checkAnswer struct {
 	// Forgotten are snapshots that this host has seen and not forgotten itself, and
 	// that are not there: another host has forgotten them, or the registry hides them.
 	Forgotten []string `json:"forgotten"`
+	// GivenUp are records that cannot be read and that the operator has given up at
+	// this host (repair --drop-damaged).
+	GivenUp []string `json:"given_up"`
 }
 
 // damage is one stored thing that is not whole. Of a blob Systems, Snapshots and
@@ -220,6 +223,14 @@ func damageView(d *damage) ui.View {
 		f = append(f, ui.Field{Name: "", Value: more})
 	}
 	return f
+}
+
+// givenUpView names records that are damaged for good, and no damage any more here.
+func givenUpView(tags []string) []ui.View {
+	if len(tags) == 0 {
+		return nil
+	}
+	return []ui.View{ui.Text("given up at this host, for they cannot be read: " + tagRanges(tags) + ". What a mirror still has of them it gives back: lifeboat repair --from MIRROR")}
 }
 
 // adviceOf says what mends damage.

@@ -43,8 +43,10 @@ the configuration are asked by themselves.
 Nothing is used that was not read and compared, whoever wrote it. Nothing is
 removed, unless --drop-damaged says that snapshots which still lose something in
 the end, or of which nothing can be read, are to be forgotten; what is locked and the
-head of a system's line stay even then. What
-cannot be mended is told file by file. It can be run again at any time.
+head of a system's line stay even then. It also gives up records that cannot be read: a
+lock ends by it; a record of a host, an epoch or a move stays in the registry and is no
+damage to this host any more, after --accept-older. What cannot be mended is told file
+by file. It can be run again at any time.
 
 Damage that only reading shows is mended if this host has found it before (lifeboat
 verify), or with --read. It begins again until nothing changes any more, and looks in
@@ -64,7 +66,7 @@ role operator, for relocations; --dry-run cannot tell whether it has it.`,
 	f.from.add(cmd, "from", "a registry with an exact copy, or of another repository; may be given several times")
 	cmd.Flags().BoolVar(&f.read, "read", false, "read everything first, as verify does")
 	cmd.Flags().BoolVarP(&f.dryRun, "dry-run", "n", false, "show what would be done, and change nothing")
-	cmd.Flags().BoolVar(&f.drop, "drop-damaged", false, "forget snapshots that cannot be mended in full")
+	cmd.Flags().BoolVar(&f.drop, "drop-damaged", false, "forget snapshots that cannot be mended in full, and give up records that cannot be read")
 	return cmd
 }
 
@@ -202,6 +204,7 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 	if damaged > 0 {
 		views = append(views, checkViews(left, res.After.Problems)...)
 	}
+	views = append(views, givenUpView(res.After.GivenUp)...)
 	if f.dryRun {
 		views = append(views, lossView(left.Hit, damaged+len(refused)))
 	}
@@ -211,43 +214,87 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 	if res.Healed() {
 		return nil
 	}
-	ways := nextRefused(refused)
-	if len(ways) == 0 {
-		ways = acceptAdvice(res.After.Problems)
+	return repairLeft(ans, res, done, failed)
+}
+
+// givenUp counts what was taken away, or would be, because it could not be mended.
+func givenUp(steps []repo.RepairStep) (n int) {
+	for _, s := range steps {
+		if s.Action == repo.RepairForgotten && s.Err == nil {
+			n++
+		}
 	}
-	return repairLeft(ans, done, failed, ways, refused)
+	return n
+}
+
+// mostLost reports how many snapshots of how many lose something or cannot be read,
+// and whether these are so many that the registry must have lost much at once.
+func mostLost(ans repairAnswer, x *repo.Examination) (lost, of int, most bool) {
+	hit := map[string]bool{}
+	for _, h := range ans.Hit {
+		hit[h.Tag] = true
+	}
+	of = x.Snapshots
+	for _, d := range ans.Damaged {
+		for _, tag := range d.Tags {
+			if isSnapshotTag(tag) && d.Blob == "" && len(d.Snapshots) == 0 && !hit[tag] {
+				hit[tag] = true
+				of++ // it could not be looked at
+			}
+		}
+	}
+	return len(hit), of, len(hit) > 2 && 2*len(hit) > of
 }
 
 // repairLeft is the error where something is damaged still, or would be after a dry
 // run: both end with the same exit code.
-func repairLeft(ans repairAnswer, done, failed int, ways []string, refused []repo.RepairStep) error {
+func repairLeft(ans repairAnswer, res *repo.Repaired, done, failed int) error {
+	refused := res.Refused()
 	x := ui.Explained{
 		What:  fmt.Sprintf("%d thing(s) of the repository are damaged or gone still", len(ans.Damaged)),
 		State: "what could be mended was, and stays; nothing was removed; snapshots that are not named above are whole",
-		Next: []string{
-			"lifeboat repair --from URL  (of a registry or repository that has what is missing)",
-			"lifeboat snapshot SYSTEM && lifeboat repair  (at the site that holds it: what its disk still has heals older snapshots)",
-			"lifeboat repair --drop-damaged  (gives up the snapshots that lose something)",
-		},
-		Err: dr.ErrTampered,
+		Err:   dr.ErrTampered,
+	}
+	if n := givenUp(res.Steps); n > 0 {
+		x.State = fmt.Sprintf("what could be mended was, and stays; %d thing(s) that could not be were given up, as named above, and nothing else was removed; snapshots that are not named above are whole", n)
+	}
+	var look, next []string
+	if failed > 0 {
+		look = []string{"look at the steps that failed, above"}
+	}
+	lost, of, most := mostLost(ans, res.After)
+	if most {
+		look = append(look, fmt.Sprintf("look at the registry's disk and its log, before anything else is written to it or given up: it has lost something of %d of %d snapshots at once, which its own storage, a backup of that, or a mirror may have still", lost, of))
 	}
 	if ans.DryRun {
 		x.What = fmt.Sprintf("%d thing(s) of the repository would be damaged or gone still", len(ans.Damaged))
 		x.State = "nothing was changed (--dry-run); the real run would end with the same exit code"
-		if done > 0 {
-			x.Next = append(x.Next, "lifeboat repair  (with the same options: mends what can be mended)")
+		if done > 0 && len(ans.Damaged) > 0 {
+			next = append(next, "lifeboat repair  (with the same options: mends what can be mended)")
 		}
 	}
 	if len(ans.Damaged) == 0 {
 		x.What = "what belongs under some tags could not be put back: " + tagsOf(refused)
-		x.Next = nil
-	} else if len(refused) > 0 {
-		x.What += "; and what belongs under some tags could not be put back: " + tagsOf(refused)
+	} else {
+		if len(refused) > 0 {
+			x.What += "; and what belongs under some tags could not be put back: " + tagsOf(refused)
+		}
+		next = append(next,
+			"lifeboat repair --from URL  (of a registry or repository that has what is missing)",
+			"lifeboat snapshot SYSTEM && lifeboat repair  (at the site that holds it: what its disk still has heals older snapshots)",
+		)
 	}
-	x.Next = append(slices.Clone(ways), x.Next...)
-	if failed > 0 {
-		x.Next = append([]string{"look at the steps that failed, above"}, x.Next...)
+	ways := nextRefused(refused)
+	if older := acceptAdvice(res.After.Problems); len(ways) == 0 && len(older) > 0 {
+		// An older state is accepted only when nothing has what is missing, and nothing
+		// can be given up before it is.
+		look, ways = append(look, older[0]), nil
+		next = append(next, older[len(older)-1])
 	}
+	if len(ans.Damaged) > 0 && !most {
+		next = append(next, "lifeboat repair --drop-damaged  (gives up the snapshots that lose something, and records that cannot be read)")
+	}
+	x.Next = together(look, ways, next)
 	if done > 0 {
 		x.Err = dr.ErrPartial
 	}

@@ -49,6 +49,9 @@ type Examination struct {
 	// and that it has not forgotten itself: another host has, or the registry hides
 	// them. Which it is cannot be told from here (docs/threat-model.md).
 	Forgotten []string
+	// GivenUp are records, by tag, that cannot be read and that the operator has given
+	// up at this host (RepairOptions.DropDamaged). They are no problems any more.
+	GivenUp []string
 	// Snapshots is how many were looked at.
 	Snapshots int
 	// Reading says what was read, of what; nil where nothing was to be.
@@ -108,6 +111,9 @@ func (r *Repo) Examine(ctx context.Context, o ExamineOptions) (*Examination, err
 		return nil, err
 	}
 	r.rememberLost(inv, x.harm)
+	if x.GivenUp, err = r.passEnded(f); err != nil {
+		return nil, err
+	}
 	x.Problems = f.list
 	return x, nil
 }

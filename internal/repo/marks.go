@@ -41,12 +41,15 @@ type marks struct {
 	Generation seal.Generation `json:"generation,omitempty"`
 	// Setbacks are the older states that were shown and that nobody has accepted.
 	Setbacks map[string][]setback `json:"setbacks,omitempty"`
+	// Ended are records that cannot be read and that the operator has given up here.
+	Ended map[string]bool `json:"ended,omitempty"`
 }
 
 func newMarks() marks {
 	return marks{
 		Numbers: map[string]dr.Number{}, Seen: map[string]digest.Digest{}, Forgotten: map[string]int64{},
 		Own: map[string]dr.Number{}, Given: map[string]dr.Number{}, Setbacks: map[string][]setback{},
+		Ended: map[string]bool{},
 	}
 }
 
@@ -78,7 +81,7 @@ func (s *state) loadMarks() (marks, error) {
 		return newMarks(), fmt.Errorf("local state: %w", err)
 	}
 	m := newMarks()
-	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil || m.Forgotten == nil || m.Own == nil || m.Given == nil || m.Setbacks == nil {
+	if err := json.Unmarshal(b, &m); err != nil || m.Numbers == nil || m.Seen == nil || m.Forgotten == nil || m.Own == nil || m.Given == nil || m.Setbacks == nil || m.Ended == nil {
 		return newMarks(), fmt.Errorf("%w: %s; compare with another host what the repository's newest snapshots are, then delete it to trust what the repository shows now", errMarksDamaged, name)
 	}
 	return m, nil
@@ -265,7 +268,7 @@ func (s *state) resetMarks(kit map[string]dr.Number, g seal.Generation) error {
 			return err
 		}
 		m := newMarks()
-		m.Generation = max(old.Generation, g)
+		m.Generation, m.Ended = max(old.Generation, g), old.Ended
 		for _, numbers := range []map[string]dr.Number{old.Given, old.Numbers, kit} {
 			for prefix, n := range numbers {
 				if t, err := ParseTag(prefix + "1"); err == nil && (t.Class == ClassSnapshot || t.Class == ClassKey) && n < maxNumber {

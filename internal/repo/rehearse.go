@@ -55,6 +55,7 @@ func (s *state) copyTo(base string) (*state, error) {
 			c.mem = marks{
 				Numbers: maps.Clone(s.mem.Numbers), Seen: maps.Clone(s.mem.Seen), Forgotten: maps.Clone(s.mem.Forgotten),
 				Own: maps.Clone(s.mem.Own), Given: maps.Clone(s.mem.Given), Generation: s.mem.Generation, Setbacks: maps.Clone(s.mem.Setbacks),
+				Ended: maps.Clone(s.mem.Ended),
 			}
 			c.pending, c.read, c.lost = maps.Clone(s.pending), maps.Clone(s.read), maps.Clone(s.lost)
 			c.unused, c.small = maps.Clone(s.unused), maps.Clone(s.small)

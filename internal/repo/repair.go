@@ -40,7 +40,8 @@ type RepairOptions struct {
 	// that would be put together anew, in the directory for temporary files.
 	DryRun bool
 	// DropDamaged forgets the snapshots that still lose something in the end, or of
-	// which nothing can be read, as far as they may be forgotten at all.
+	// which nothing can be read, as far as they may be forgotten at all, and gives up
+	// records of locks, hosts, epochs and moves that nothing could mend.
 	DropDamaged bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time

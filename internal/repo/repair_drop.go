@@ -90,9 +90,8 @@ func (p *repairer) giveUp(ctx context.Context, t Tag) error {
 }
 
 // drop forgets the snapshots of which nothing can be read or that still lose
-// something, as far as they may be
-// forgotten at all: the head of a line, what records name, and the newest of each
-// host stay.
+// something, as far as they may be forgotten at all: the head of a line, what records
+// name, and the newest of each host stay. Then it gives up records.
 func (p *repairer) drop(ctx context.Context) error {
 	done, err := p.done, p.dropUnread(ctx)
 	if err == nil && p.done > done {
@@ -142,7 +141,7 @@ func (p *repairer) drop(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return p.dropRecords(ctx)
 }
 
 func reasonOf(row *ForgetRow) string {
