@@ -128,6 +128,27 @@ func TestRepairOfLinksByTheRegistrysWord(t *testing.T) {
 	}
 }
 
+// Where neither says anything it is damage still, to be told and not a failure.
+func TestRepairWhereNothingSaysWhatATagNamed(t *testing.T) {
+	t.Parallel()
+	for _, tag := range []string{"e.shop.1", "s.shop.1"} {
+		t.Run(tag, func(t *testing.T) {
+			t.Parallel()
+			l := newLinked(t)
+			l.damage(tag, "sha256:", true)
+			if res := l.alone("fresh"); res.Healed() || !slices.ContainsFunc(res.After.Problems, func(p repo.Problem) bool { return p.Tag == tag }) {
+				t.Errorf("%+v, %v", res.Steps, res.After.Problems)
+			}
+			// With a copy the registry does not take it back, for nothing says that it
+			// was that; a snapshot's record is carried by a relocation.
+			res := l.repair()
+			if healed := tag == "s.shop.1"; res.Healed() != healed {
+				t.Errorf("%+v, %v", res.Steps, res.After.Problems)
+			}
+		})
+	}
+}
+
 // What the host has seen counts more than what the registry says: another snapshot is
 // not put there, and what was forgotten does not come back.
 func TestRepairFromHereBringsNothingElse(t *testing.T) {

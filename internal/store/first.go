@@ -11,7 +11,7 @@ import (
 type Remembering interface {
 	Store
 	// First returns what tag was given first; ErrNotFound where it was never given
-	// anything, as far as is known. Where Capabilities.RetiredTags is set and the
+	// anything, as far as is known; ErrDigestMismatch where what says so is damaged. Where Capabilities.RetiredTags is set and the
 	// tag is one of Lifeboat's grammar, it is the only digest that the tag takes
 	// again, both where it names something else (its link was damaged) and after
 	// it was deleted. Elsewhere it is what the tag names.

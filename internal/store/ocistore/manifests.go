@@ -176,6 +176,9 @@ func (c *client) First(ctx context.Context, tag string) (digest.Digest, error) {
 		query = "?first"
 	}
 	d, err := c.head(ctx, tag, query)
+	if query != "" && errors.Is(err, store.ErrRefused) {
+		d, err = c.ask(ctx, http.MethodGet, tag, query) // GET says why, which HEAD has no room for
+	}
 	if err != nil {
 		return "", c.fail("read what tag "+tag+" was given first", err)
 	}
@@ -190,23 +193,31 @@ func (c *client) resolve(ctx context.Context, tag string) (digest.Digest, error)
 // head asks by HEAD, and by GET where the registry leaves the digest out, or why it
 // refuses.
 func (c *client) head(ctx context.Context, tag, query string) (digest.Digest, error) {
+	d, err := c.ask(ctx, http.MethodHead, tag, query)
+	if err == nil && d != "" || err != nil && (query != "" || !errors.Is(err, store.ErrRefused)) {
+		return d, err
+	}
+	m, err := c.getManifest(ctx, tag)
+	return m.Digest, err
+}
+
+// ask returns the digest that the header of an answer gives, "" for none.
+func (c *client) ask(ctx context.Context, method, tag, query string) (digest.Digest, error) {
 	if err := checkTag(tag); err != nil {
 		return "", err
 	}
-	resp, err := c.do(ctx, http.MethodHead, c.url("manifests", tag)+query, http.Header{"Accept": {accept}}, nil)
+	resp, err := c.do(ctx, method, c.url("manifests", tag)+query, http.Header{"Accept": {accept}}, nil)
 	if err != nil {
 		return "", err
 	}
 	defer drain(resp)
-	if resp.StatusCode == http.StatusOK {
-		if d := digest.Digest(resp.Header.Get("Docker-Content-Digest")); checkDigest(d) == nil {
-			return d, nil
-		}
-	} else if err := statusError(resp); query != "" || !errors.Is(err, store.ErrRefused) {
-		return "", err // else GET says why, which HEAD has no room for
+	if resp.StatusCode != http.StatusOK {
+		return "", statusError(resp)
 	}
-	m, err := c.getManifest(ctx, tag)
-	return m.Digest, err
+	if d := digest.Digest(resp.Header.Get("Docker-Content-Digest")); checkDigest(d) == nil {
+		return d, nil
+	}
+	return "", nil
 }
 
 // GetManifest implements store.Manifests.

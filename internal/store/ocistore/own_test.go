@@ -115,6 +115,17 @@ func TestOwnRegistryDamage(t *testing.T) {
 	if have, err := s.ResolveTag(t.Context(), "s.shop.1"); have != d || err != nil {
 		t.Errorf("healed: %s, %v", have, err)
 	}
+
+	tag := filepath.Join(dir, "repositories", "dr", "_manifests", "tags", "s.shop.1")
+	damage(filepath.Join(tag, "current", "link"))
+	if have, err := store.First(t.Context(), s, "s.shop.1"); have != d || err != nil {
+		t.Errorf("given first: %s, %v", have, err)
+	}
+	if err := os.RemoveAll(filepath.Join(tag, "index")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.First(t.Context(), s, "s.shop.1")
+	damaged("a damaged tag of which nothing says what it was given first", err)
 }
 
 func TestOwnRegistryAccess(t *testing.T) {

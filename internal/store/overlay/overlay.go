@@ -294,6 +294,8 @@ func (s *Store) free(ctx context.Context, tag string, d digest.Digest) error {
 			return nil
 		case ferr == nil && err != nil:
 			return fmt.Errorf("it was given %s first: %w", first, store.ErrTagRetired)
+		case errors.Is(ferr, store.ErrDigestMismatch): // nothing says that it was d
+			return fmt.Errorf("%w: %w", ferr, store.ErrTagTaken)
 		case ferr != nil && !errors.Is(ferr, store.ErrNotFound):
 			return ferr
 		}
