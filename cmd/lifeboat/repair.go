@@ -214,7 +214,7 @@ func (a *app) repairEnd(ctx context.Context, res *repo.Repaired, from []*second,
 	if res.Healed() {
 		return nil
 	}
-	return repairLeft(ans, res, done, failed)
+	return repairLeft(ans, res, done, failed, f.drop)
 }
 
 // givenUp counts what was taken away, or would be, because it could not be mended.
@@ -247,8 +247,9 @@ func mostLost(ans repairAnswer, x *repo.Examination) (lost, of int, most bool) {
 }
 
 // repairLeft is the error where something is damaged still, or would be after a dry
-// run: both end with the same exit code.
-func repairLeft(ans repairAnswer, res *repo.Repaired, done, failed int) error {
+// run: both end with the same exit code. drop says that what could not be mended was to
+// be given up.
+func repairLeft(ans repairAnswer, res *repo.Repaired, done, failed int, drop bool) error {
 	refused := res.Refused()
 	x := ui.Explained{
 		What:  fmt.Sprintf("%d thing(s) of the repository are damaged or gone still", len(ans.Damaged)),
@@ -291,7 +292,7 @@ func repairLeft(ans repairAnswer, res *repo.Repaired, done, failed int) error {
 		look, ways = append(look, older[0]), nil
 		next = append(next, older[len(older)-1])
 	}
-	if len(ans.Damaged) > 0 && !most {
+	if len(ans.Damaged) > 0 && !most && !drop {
 		next = append(next, "lifeboat repair --drop-damaged  (gives up the snapshots that lose something, and records that cannot be read)")
 	}
 	x.Next = together(look, ways, next)
