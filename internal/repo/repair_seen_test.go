@@ -11,6 +11,7 @@ import (
 
 	"lifeboat/internal/repo"
 	"lifeboat/internal/repo/readlog"
+	"lifeboat/internal/repo/repotest"
 )
 
 // alone is the dry run and then the real one, without any other place, which have to
@@ -188,5 +189,35 @@ func TestRepairFromHereBringsNothingElse(t *testing.T) {
 		if err != nil || len(problems) > 0 || len(snaps) != 2 || snaps[0].Number != 2 || snaps[1].Number != 3 || snaps[1].ID != third.ID {
 			t.Errorf("%s: %+v, %v, %v", host, snaps, problems, err)
 		}
+	}
+}
+
+// Of an older state only the newest snapshot comes back from here, which nobody
+// forgets: those between another host may have forgotten.
+func TestRepairOfAnOlderStateFromHere(t *testing.T) {
+	t.Parallel()
+	b := repotest.NewBed(t)
+	main := b.Host("main")
+	var last *repo.Snapshot
+	for n := range 4 {
+		last = mustSnapshot(t, main, "shop", last, content(uint64(n), 3))
+	}
+	for _, tag := range []string{"s.shop.1", "s.shop.3", "s.shop.4"} { // what they name stays
+		if err := b.Store.DeleteTag(t.Context(), tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ps, err := main.Check(t.Context()); err != nil || !slices.ContainsFunc(ps, repo.Problem.SetBack) {
+		t.Fatalf("%v, %v; want that it was set back", ps, err)
+	}
+	done, err := main.Repair(t.Context(), repo.RepairOptions{})
+	if err != nil || !done.Healed() {
+		t.Errorf("%+v, %v", done, err)
+	}
+	if tags, err := b.Store.Tags(t.Context(), "s."); err != nil || !slices.Equal(tags, []string{"s.shop.2", "s.shop.4"}) {
+		t.Errorf("left: %v, %v", tags, err)
+	}
+	if !slices.Equal(done.After.Forgotten, []string{"s.shop.1", "s.shop.3"}) {
+		t.Errorf("forgotten or hidden: %v", done.After.Forgotten)
 	}
 }
