@@ -1,9 +1,11 @@
 package registry
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"time"
@@ -15,19 +17,21 @@ import (
 // serveBlob sends a blob as Distribution would, but straight from its file: the
 // kernel hands it to the connection, and is told at once all that will be read.
 // Distribution reads pieces of 4 MiB, one after the other, into memory of its own
-// for each request. What is not there, or not a file, is left to it.
+// for each request. What is not there is left to it. What cannot be read is refused as
+// damaged: before the first byte of what is asked for is sent, for later it could only
+// be cut off; who then asks for the rest is told.
 func (g *guard) serveBlob(w http.ResponseWriter, r *http.Request, req *request) {
-	f := g.openBlob(req)
+	f, info, err := g.openBlob(r, req)
+	if errors.Is(err, errDamaged) {
+		g.log.Error("a blob is damaged", "name", req.name, "ref", req.ref, "err", err)
+		damagedObject("blob "+req.ref, blame(err)).write(w)
+		return
+	}
 	if f == nil {
 		g.forward(w, r, req)
 		return
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		g.forward(w, r, req)
-		return
-	}
 	h := w.Header()
 	h.Set("Docker-Distribution-Api-Version", "registry/2.0")
 	h.Set("ETag", `"`+req.ref+`"`)
@@ -40,23 +44,47 @@ func (g *guard) serveBlob(w http.ResponseWriter, r *http.Request, req *request) 
 	http.ServeContent(w, r, "", time.Time{}, f)
 }
 
-// openBlob opens the file of a blob that the name in the request has; nil where
-// there is none.
-func (g *guard) openBlob(req *request) *os.File {
+// openBlob opens the file of a blob that the name in the request has; nil where there
+// is none, or Distribution is to say why there is none. The error wraps errDamaged, or
+// is one of the whole storage.
+func (g *guard) openBlob(r *http.Request, req *request) (*os.File, os.FileInfo, error) {
 	d, ok := g.driver.(*diskDriver)
 	dgst := digest.Digest(req.ref)
 	if !ok || dgst.Validate() != nil || dgst.Algorithm() != digest.SHA256 {
-		return nil
+		return nil, nil, nil
 	}
-	link, err := readBounded(d.file(path.Join(layersPath(req.name), dgst.Algorithm().String(), dgst.Encoded(), "link")))
+	link, err := readBounded(d.file(linkPath(layersPath(req.name), dgst)))
 	if err != nil || string(link) != req.ref {
-		return nil
+		return nil, nil, nil
 	}
 	f, err := os.Open(d.file(blobPath(dgst)))
 	if err != nil {
-		return nil
+		return nil, nil, d.judge(r.Context(), blobPath(dgst), err)
 	}
-	return f
+	info, err := readable(f, r)
+	if err != nil {
+		return nil, nil, errors.Join(d.judge(r.Context(), blobPath(dgst), err), f.Close())
+	}
+	return f, info, nil
+}
+
+// readable looks at a file, and at the first byte of it that is asked for.
+func readable(f *os.File, r *http.Request) (os.FileInfo, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file: %w", f.Name(), unix.EISDIR)
+	}
+	if r.Method != http.MethodGet {
+		return info, nil
+	}
+	from, _ := wanted(r.Header.Get("Range"), info.Size())
+	if _, err := f.ReadAt(make([]byte, 1), from); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	return info, nil
 }
 
 const (

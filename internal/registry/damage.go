@@ -11,6 +11,7 @@ import (
 
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 )
 
 // A power cut or a bad disk leaves small files torn, empty or garbled. Distribution
@@ -18,7 +19,8 @@ import (
 // thing asked for nothing. Here each says what it is: a damaged manifest is sent as
 // it is, as blobs are, so that whoever asked finds that its digest is another; a tag
 // of which it cannot be read what it names is refused as damaged; any other link that
-// says nothing is not there. All of them are healed by storing the same again.
+// says nothing is not there. All of them are healed by storing the same again. What
+// cannot be read at all is told in the same way (unreadable.go).
 
 // errDamaged: a file of the storage is not what it has to be.
 var errDamaged = errors.New("damaged in the registry's storage")
@@ -43,26 +45,35 @@ func fitsDigest(body []byte, d digest.Digest) bool {
 // no link leads to, sees it as it is.
 func (d *diskDriver) GetContent(ctx context.Context, p string) ([]byte, error) {
 	b, err := d.StorageDriver.GetContent(ctx, p)
+	err = d.judge(ctx, p, err)
 	n, request := ctx.Value(noteKey{}).(*note)
-	if err != nil || !request || path.Base(p) != "link" || strings.HasSuffix(p, "/"+currentLink) && !n.checked.Load() {
+	if !request || path.Base(p) != "link" || strings.HasSuffix(p, "/"+currentLink) && !n.checked.Load() {
 		return b, err
 	}
-	if digest.Digest(b).Validate() != nil {
+	if errors.Is(err, errDamaged) || err == nil && !leads(p, digest.Digest(b)) {
 		return nil, driver.PathNotFoundError{Path: p, DriverName: driverName}
 	}
-	return b, nil
+	return b, err
+}
+
+// leads reports whether a link leads somewhere: what is kept under SHA-256 to itself,
+// the name by another digest to the SHA-256.
+func leads(p string, to digest.Digest) bool {
+	as, algorithm := path.Base(path.Dir(p)), path.Base(path.Dir(path.Dir(p)))
+	return to.Validate() == nil && (algorithm != digest.SHA256.String() || to.Encoded() == as)
 }
 
 // serveManifest sends a manifest that is damaged as it is, and has Distribution,
-// which would fail to parse it, send the others.
+// which would fail to parse it, send the others. One that cannot be read is refused;
+// which it is is told all the same.
 func (g *guard) serveManifest(w http.ResponseWriter, r *http.Request, req *request) {
 	ctx, d := r.Context(), digest.Digest(req.ref)
 	if !isDigest(req.ref) {
 		var err error
 		d, err = g.ledger.resolve(ctx, req.name, req.ref)
 		if errors.Is(err, errDamaged) {
-			g.log.Error("a tag is damaged: it cannot be read what it names", "name", req.name, "tag", req.ref)
-			damagedTag(req.ref).write(w)
+			g.log.Error("a tag is damaged: it cannot be read what it names", "name", req.name, "tag", req.ref, "err", err)
+			damagedTag(req.ref, err).write(w)
 			return
 		}
 		if err != nil || d == "" {
@@ -71,16 +82,23 @@ func (g *guard) serveManifest(w http.ResponseWriter, r *http.Request, req *reque
 		}
 	}
 	body, err := g.manifestBytes(ctx, req.name, d)
-	if err != nil || fitsDigest(body, d) {
+	unreadable := errors.Is(err, errDamaged)
+	if err != nil && !unreadable || err == nil && fitsDigest(body, d) {
 		g.forward(w, r, req)
 		return
 	}
-	g.log.Error("a manifest is damaged", "name", req.name, "ref", req.ref, "digest", d)
+	g.log.Error("a manifest is damaged", "name", req.name, "ref", req.ref, "digest", d, "err", err)
 	h := w.Header()
 	h.Set("Docker-Distribution-Api-Version", "registry/2.0")
 	h.Set("Docker-Content-Digest", d.String())
+	if unreadable && r.Method == http.MethodGet {
+		damagedObject("manifest "+d.String(), blame(err)).write(w)
+		return
+	}
 	h.Set("Content-Type", "application/octet-stream")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	if !unreadable {
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+	}
 	h.Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
 	if r.Method == http.MethodGet {
@@ -94,18 +112,33 @@ func (g *guard) manifestBytes(ctx context.Context, name string, d digest.Digest)
 		return nil, err
 	}
 	kept, err := g.driver.GetContent(ctx, linkPath(revisionsPath(name), d))
-	if err != nil || digest.Digest(kept) != d {
-		return nil, errors.Join(err, errDamaged)
+	if err != nil {
+		return nil, err
+	}
+	if digest.Digest(kept) != d {
+		return nil, fmt.Errorf("it leads to %s", kept) // by another digest than SHA-256
 	}
 	return g.driver.GetContent(ctx, blobPath(d))
 }
 
 // damagedTag has the status of what is understood and cannot be done: nobody is to
 // ask again.
-func damagedTag(tag string) *refusal {
+func damagedTag(tag string, err error) *refusal {
+	if no := blame(err); no != 0 {
+		return damagedObject("tag "+tag, no)
+	}
 	return &refusal{
 		status: http.StatusUnprocessableEntity, code: "DIGEST_INVALID", reason: reasonDamaged,
 		message: fmt.Sprintf("tag %s is damaged in the registry's storage: it cannot be read what it names", tag),
+	}
+}
+
+// damagedObject refuses what the file system, with the error no, does not let be read or
+// replaced in the storage.
+func damagedObject(what string, no unix.Errno) *refusal {
+	return &refusal{
+		status: http.StatusUnprocessableEntity, code: "DIGEST_INVALID", reason: reasonDamaged,
+		message: fmt.Sprintf("%s is damaged in the registry's storage: a file of it cannot be read or written (%s); the registry's log names it", what, no),
 	}
 }
 

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -475,7 +476,7 @@ func (g *guard) retire(ctx context.Context, req *request, t tag) *refusal {
 	if err == nil || errors.Is(err, errDamaged) {
 		d, err = g.ledger.given(ctx, req.name, t)
 	}
-	if errors.Is(err, errDamaged) {
+	if errors.Is(err, errDamaged) && !errors.Is(err, errUnreadable) {
 		d, err = damagedDigest, nil
 	}
 	if err != nil {
@@ -505,7 +506,7 @@ func (g *guard) firstNamed(w http.ResponseWriter, r *http.Request, req *request)
 	d, err := read(r.Context(), req.name, t)
 	switch {
 	case errors.Is(err, errDamaged):
-		damagedTag(req.ref).write(w)
+		damagedTag(req.ref, err).write(w)
 	case err != nil:
 		g.failure("read what the tag named first", req, err).write(w)
 	case d == "":
@@ -519,6 +520,9 @@ func (g *guard) firstNamed(w http.ResponseWriter, r *http.Request, req *request)
 // failure logs why the guard itself could not go on.
 func (g *guard) failure(what string, req *request, err error) *refusal {
 	g.log.Error("request failed", "what", what, "name", req.name, "ref", req.ref, "user", req.user, "err", err)
+	if errors.Is(err, errDamaged) {
+		return damagedObject(req.ref, blame(err))
+	}
 	if req.note.full.Load() {
 		return noRoom()
 	}
@@ -527,7 +531,7 @@ func (g *guard) failure(what string, req *request, err error) *refusal {
 
 // forward hands the request to Distribution and returns the status it gave.
 func (g *guard) forward(w http.ResponseWriter, r *http.Request, req *request) int {
-	a := &answer{ResponseWriter: w, note: req.note}
+	a := &answer{ResponseWriter: w, req: req}
 	func() {
 		defer func() {
 			p := recover()
@@ -545,7 +549,7 @@ func (g *guard) forward(w http.ResponseWriter, r *http.Request, req *request) in
 		defer req.note.closeAll()
 		g.next.ServeHTTP(a, r)
 	}()
-	if a.status >= 500 {
+	if a.replaced {
 		g.log.Error("request failed", "method", r.Method, "route", req.route, "name", req.name, "ref", req.ref, "user", req.user,
 			"status", a.status, "full", req.note.full.Load(), "answer", a.text.String())
 	}
@@ -561,10 +565,11 @@ func (g *guard) forward(w http.ResponseWriter, r *http.Request, req *request) in
 const maxDrain = 64 << 20
 
 // answer notes the status that Distribution gives, keeps the text of failures
-// for the log instead of the client, and says so when the disk is full.
+// for the log instead of the client, and says so when the disk is full or an object
+// damaged.
 type answer struct {
 	http.ResponseWriter
-	note     *note
+	req      *request
 	status   int
 	replaced bool
 	text     bytes.Buffer
@@ -581,7 +586,10 @@ func (a *answer) WriteHeader(status int) {
 	}
 	a.replaced = true
 	r := internal()
-	if a.note.full.Load() {
+	if no := a.req.note.damaged.Load(); no != nil {
+		r = damagedObject(cmp.Or(a.req.ref, "what is kept under the digest"), *no)
+	}
+	if a.req.note.full.Load() {
 		r = noRoom()
 	}
 	a.status = r.status

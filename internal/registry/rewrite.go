@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 
 	"github.com/distribution/distribution/v3/registry/storage/driver"
@@ -12,8 +13,8 @@ import (
 // A client that found stored bytes not to fit their digest may ask for them to be
 // stored anew (store.Rewriting). Distribution never looks at what it has under a
 // digest: it stats the file and takes it for good. For such a request, and for each
-// manifest that is stored, Stat says of a file that does not fit its digest that it
-// is not there; then Distribution puts the bytes that it has just verified in its
+// manifest that is stored, Stat says of a file that does not fit its digest, or cannot
+// be read, that it is not there; then Distribution puts the bytes that it has just verified in its
 // place, atomically. Whoever may upload may ask: what replaces the damaged bytes can
 // be nothing but the right ones.
 const (
@@ -32,12 +33,16 @@ func (n *note) rewriting(d string) {
 // Stat implements driver.StorageDriver.
 func (d *diskDriver) Stat(ctx context.Context, p string) (driver.FileInfo, error) {
 	info, err := d.StorageDriver.Stat(ctx, p)
+	err = d.judge(ctx, p, err)
 	n, ok := ctx.Value(noteKey{}).(*note)
-	if err != nil || !ok || n.rewrite.Load() == nil || p != blobPath(*n.rewrite.Load()) {
+	if !ok || n.rewrite.Load() == nil || p != blobPath(*n.rewrite.Load()) {
 		return info, err
 	}
-	sound, err := d.fits(ctx, p, *n.rewrite.Load())
-	if err != nil {
+	sound := false
+	if err == nil {
+		sound, err = d.fits(ctx, p, *n.rewrite.Load())
+	}
+	if err != nil && !errors.Is(err, errDamaged) {
 		return nil, err
 	}
 	if !sound {
@@ -57,5 +62,5 @@ func (d *diskDriver) fits(ctx context.Context, p string, want digest.Digest) (bo
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}
-	return err == nil && digest.NewDigest(digest.SHA256, sum) == want, err
+	return err == nil && digest.NewDigest(digest.SHA256, sum) == want, d.judge(ctx, p, err)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -57,6 +58,8 @@ type diskDriver struct {
 	unsynced unsynced
 	buffers  direct.Buffers // of uploads
 
+	probing sync.Mutex // one probe at a time
+
 	mu sync.Mutex
 	// durable holds directories whose own entry is known to be on disk.
 	durable map[string]struct{}
@@ -84,20 +87,24 @@ func volatile(p string) bool { return strings.Contains(p, "/_uploads/") }
 
 // PutContent implements driver.StorageDriver.
 func (d *diskDriver) PutContent(ctx context.Context, p string, content []byte) error {
+	return d.failed(ctx, p, d.putContent(ctx, p, content))
+}
+
+func (d *diskDriver) putContent(ctx context.Context, p string, content []byte) error {
 	switch {
 	case volatile(p):
-		return noteFull(ctx, d.putVolatile(p, content))
+		return d.putVolatile(p, content)
 	case !strings.HasSuffix(p, "/"+currentLink):
-		return noteFull(ctx, d.putUnsynced(p, content))
+		return d.putUnsynced(p, content)
 	}
 	// From here on a tag leads to a manifest, so everything else comes first.
 	if err := d.unsynced.flush(); err != nil {
-		return noteFull(ctx, err)
+		return err
 	}
-	if err := d.StorageDriver.PutContent(ctx, p, content); err != nil {
-		return noteFull(ctx, err)
+	if err := d.replacing(p, func() error { return d.StorageDriver.PutContent(ctx, p, content) }); err != nil {
+		return err
 	}
-	return noteFull(ctx, d.settle(path.Dir(p)))
+	return d.settle(path.Dir(p))
 }
 
 // putUnsynced writes a link or a manifest atomically. It becomes durable with
@@ -120,7 +127,7 @@ func (d *diskDriver) putUnsynced(p string, content []byte) error {
 	}
 	_, err = t.Write(content)
 	if err = errors.Join(err, t.Close()); err == nil {
-		err = d.unsynced.add(p, func() error { return os.Rename(t.Name(), full) })
+		err = d.replacing(p, func() error { return d.unsynced.add(p, func() error { return os.Rename(t.Name(), full) }) })
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(t.Name()))
@@ -149,26 +156,48 @@ func (d *diskDriver) putVolatile(p string, content []byte) error {
 
 // Move implements driver.StorageDriver.
 func (d *diskDriver) Move(ctx context.Context, from, to string) error {
+	return d.failed(ctx, to, d.move(ctx, from, to))
+}
+
+func (d *diskDriver) move(ctx context.Context, from, to string) error {
 	if volatile(from) { // a blob that has arrived
-		if err := d.unsynced.add(to, func() error { return d.StorageDriver.Move(ctx, from, to) }); err != nil {
-			return noteFull(ctx, err)
+		land := func() error { return d.StorageDriver.Move(ctx, from, to) }
+		if err := d.replacing(to, func() error { return d.unsynced.add(to, land) }); err != nil {
+			return err
 		}
-		return noteFull(ctx, d.putOff())
+		return d.putOff()
 	}
 	if err := d.StorageDriver.Move(ctx, from, to); err != nil {
-		return noteFull(ctx, err)
+		return err
 	}
 	if err := syncDir(filepath.Join(d.root, filepath.FromSlash(path.Dir(to)))); err != nil {
-		return noteFull(ctx, err)
+		return err
 	}
-	return noteFull(ctx, d.settle(path.Dir(to)))
+	return d.settle(path.Dir(to))
+}
+
+// failed notes what an error of writing p means.
+func (d *diskDriver) failed(ctx context.Context, p string, err error) error {
+	return d.judge(ctx, p, noteFull(ctx, err))
+}
+
+// Reader implements driver.StorageDriver.
+func (d *diskDriver) Reader(ctx context.Context, p string, offset int64) (io.ReadCloser, error) {
+	r, err := d.StorageDriver.Reader(ctx, p, offset)
+	return r, d.judge(ctx, p, err)
+}
+
+// List implements driver.StorageDriver.
+func (d *diskDriver) List(ctx context.Context, p string) ([]string, error) {
+	below, err := d.StorageDriver.List(ctx, p)
+	return below, d.judge(ctx, p, err)
 }
 
 // Delete implements driver.StorageDriver. A deletion that was answered stays
 // one: a tag must not come back after a power cut.
 func (d *diskDriver) Delete(ctx context.Context, p string) error {
 	if err := d.StorageDriver.Delete(ctx, p); err != nil {
-		return err
+		return d.judge(ctx, p, err)
 	}
 	if volatile(p) {
 		return nil
@@ -256,12 +285,13 @@ func (w *diskWriter) Commit(ctx context.Context) error {
 }
 
 // note is put into a request's context by the guard, for the driver to leave
-// there what Distribution does not hand up: that there was no room (errors are
-// flattened to text on the way), and which files are open (some are forgotten
+// there what Distribution does not hand up: that there was no room, or that an object
+// is damaged (errors are flattened to text on the way), and which files are open (some are forgotten
 // when a full disk makes an earlier step of closing them fail, and keep their
 // room although they are deleted).
 type note struct {
 	full    atomic.Bool
+	damaged atomic.Pointer[unix.Errno]    // of the last failure, if it was damage of one object
 	rewrite atomic.Pointer[digest.Digest] // of bytes to be stored anew if they are damaged
 	checked atomic.Bool                   // no tag needs what is to be deleted
 
@@ -297,13 +327,9 @@ func noteFull(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	cause := err
-	var de driver.Error
-	if errors.As(err, &de) {
-		cause = de.Detail
-	}
-	if errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT) {
-		if n, ok := ctx.Value(noteKey{}).(*note); ok {
+	if n, ok := ctx.Value(noteKey{}).(*note); ok {
+		n.damaged.Store(nil) // judge says if it is that
+		if c := cause(err); errors.Is(c, unix.ENOSPC) || errors.Is(c, unix.EDQUOT) {
 			n.full.Store(true)
 		}
 	}

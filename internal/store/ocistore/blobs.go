@@ -25,7 +25,9 @@ func (c *client) HasBlob(ctx context.Context, d digest.Digest) (bool, error) {
 	return ok, nil
 }
 
-// statBlob returns the size of a blob, -1 where the registry does not tell.
+// statBlob returns the size of a blob, -1 where the registry does not tell. GET says why
+// it refuses, which HEAD has no room for: a blob that is damaged there is
+// store.ErrDigestMismatch.
 func (c *client) statBlob(ctx context.Context, d digest.Digest) (size int64, ok bool, err error) {
 	if err := checkDigest(d); err != nil {
 		return 0, false, err
@@ -41,7 +43,19 @@ func (c *client) statBlob(ctx context.Context, d digest.Digest) (size int64, ok 
 	case http.StatusNotFound:
 		return 0, false, nil
 	}
-	return 0, false, statusError(resp)
+	refusal := statusError(resp)
+	if !errors.Is(refusal, store.ErrRefused) {
+		return 0, false, refusal
+	}
+	resp, err = c.do(ctx, http.MethodGet, c.url("blobs", d.String()), http.Header{"Range": {"bytes=0-0"}}, nil)
+	if err != nil {
+		return 0, false, err
+	}
+	defer drain(resp)
+	if resp.StatusCode >= http.StatusBadRequest {
+		refusal = statusError(resp)
+	}
+	return 0, false, refusal
 }
 
 // checkDigest refuses what could change the path of a request.
@@ -52,15 +66,17 @@ func checkDigest(d digest.Digest) error {
 	return nil
 }
 
-// PutBlob implements store.Blobs: HEAD, POST, one PUT.
+// PutBlob implements store.Blobs: HEAD, POST, one PUT. What the registry itself calls
+// damaged is replaced.
 func (c *client) PutBlob(ctx context.Context, d digest.Digest, size int64, open func() (io.ReadCloser, error)) (int64, error) {
 	what := fmt.Sprintf("put blob %s (%d bytes)", d, size)
 	have, ok, err := c.statBlob(ctx, d)
-	if err != nil {
+	damaged := errors.Is(err, store.ErrDigestMismatch)
+	if err != nil && !damaged {
 		return 0, c.fail(what, err)
 	}
 	header := http.Header{"Content-Type": {"application/octet-stream"}}
-	if store.IsRewriting(ctx) {
+	if damaged || store.IsRewriting(ctx) {
 		ok = false
 		header.Set(rewriteHeader, rewriteDamaged)
 	}

@@ -45,6 +45,10 @@ const reasonTaken = "taken"
 // index under a tag lists it.
 const reasonListed = "listed"
 
+// reasonDamaged is what it answers when the files of the thing asked for cannot be used:
+// reading it again would say no more.
+const reasonDamaged = "damaged"
+
 // PutManifest implements store.Manifests: HEAD where the registry has not
 // announced immutable tags, PUT, and then reading again wherever the answer
 // leaves a doubt (docs/adr/0001).
@@ -113,6 +117,8 @@ func (c *client) sendManifest(ctx context.Context, tag, mediaType string, d dige
 	switch {
 	case errors.As(refusal, &r) && r.reason == reasonRetired:
 		return fmt.Errorf("%w: %w", refusal, store.ErrTagRetired)
+	case r != nil && r.reason == reasonDamaged:
+		return refusal
 	case r != nil && r.reason == reasonTaken:
 		return fmt.Errorf("%w: %w", refusal, store.ErrTagTaken)
 	case resp.StatusCode >= 500 || !definite(refusal):
@@ -274,7 +280,8 @@ func (c *client) DeleteTag(ctx context.Context, tag string) error {
 		return c.fail(what, err)
 	}
 	err := c.delete(ctx, tag)
-	if errors.Is(err, store.ErrDigestMismatch) {
+	var r *response
+	if errors.Is(err, store.ErrDigestMismatch) && (!errors.As(err, &r) || r.reason != reasonDamaged) {
 		err = fmt.Errorf("%w: %w", err, store.ErrUnsupported)
 	}
 	if err != nil {

@@ -128,6 +128,91 @@ func TestOwnRegistryDamage(t *testing.T) {
 	damaged("a damaged tag of which nothing says what it was given first", err)
 }
 
+// TestOwnRegistryUnreadable: what its file system does not let it read is damage to the
+// client, at once; storing the same heals it, and what cannot be mended is told.
+func TestOwnRegistryUnreadable(t *testing.T) {
+	t.Parallel()
+	r := registrytest.Start(t, func(c *registry.Config) { c.Logger = nil })
+	s := open(t, r.URL("dr"), r.Options())
+	body := storetest.ManifestOf(t, s, "1")
+	put := func() error {
+		_, err := s.PutManifest(t.Context(), "s.shop.1", ocispec.MediaTypeImageManifest, body)
+		return err
+	}
+	if err := put(); err != nil {
+		t.Fatal(err)
+	}
+	d := digest.FromBytes(body)
+	dir := filepath.Join(r.Data, "store", "docker", "registry", "v2")
+	fileOf := func(d digest.Digest) string {
+		return filepath.Join(dir, "blobs", "sha256", d.Encoded()[:2], d.Encoded(), "data")
+	}
+	tag := filepath.Join(dir, "repositories", "dr", "_manifests", "tags", "s.shop.1")
+	block := func(file string) {
+		t.Helper()
+		if err := os.RemoveAll(file); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(file, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damaged := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, store.ErrDigestMismatch) || store.Retryable(err) || errors.Is(err, store.ErrUnsupported) {
+			t.Errorf("%s: %v; want %v, and not to ask again", what, err, store.ErrDigestMismatch)
+		}
+	}
+	blob := []byte("a blob of some bytes")
+	b := storetest.PutBytes(t, s, "", blob).Digest
+
+	block(fileOf(b))
+	_, err := s.HasBlob(t.Context(), b)
+	damaged("a blob, looked for", err)
+	if !strings.Contains(err.Error(), "the registry's log names it") {
+		t.Errorf("it does not say where to look: %v", err)
+	}
+	_, err = s.GetBlob(t.Context(), b, int64(len(blob)), 0, -1)
+	damaged("a blob, read", err)
+	storetest.PutBytes(t, s, "", blob)
+	if ok, err := s.HasBlob(t.Context(), b); !ok || err != nil {
+		t.Errorf("healed: %v, %v", ok, err)
+	}
+
+	block(fileOf(d))
+	_, err = s.GetManifest(t.Context(), "s.shop.1")
+	damaged("a manifest", err)
+	if have, err := s.ResolveTag(t.Context(), "s.shop.1"); have != d || err != nil {
+		t.Errorf("its tag: %s, %v", have, err)
+	}
+	if err := put(); err != nil {
+		t.Errorf("heal it: %v", err)
+	}
+
+	link := filepath.Join(tag, "current", "link")
+	block(link)
+	_, err = s.ResolveTag(t.Context(), "s.shop.1")
+	damaged("a tag, resolved", err)
+	if err := put(); err != nil {
+		t.Errorf("heal it: %v", err)
+	}
+	if have, err := s.ResolveTag(t.Context(), "s.shop.1"); have != d || err != nil {
+		t.Errorf("healed: %s, %v", have, err)
+	}
+
+	// What is in the way and not empty is nobody's to remove.
+	block(link)
+	if err := os.WriteFile(filepath.Join(link, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	damaged("what cannot be replaced", put())
+	block(filepath.Join(tag, "index"))
+	damaged("what cannot be deleted", s.DeleteTag(t.Context(), "s.shop.1"))
+	if _, err := os.Stat(filepath.Join(link, "x")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOwnRegistryAccess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
