@@ -114,12 +114,12 @@ func (s *Server) start(users *users) (err error) {
 	} else if n > 0 {
 		s.log.Info("removed uploads that were cut off", "uploads", n)
 	}
-	if n, err := dropDamaged(root, s.log); err != nil {
+	s.disk = newDiskDriver(root)
+	if n, err := dropDamaged(s.disk, s.log); err != nil {
 		return err
 	} else if n > 0 {
 		s.log.Warn("the last run was cut off by a power cut; blobs that no manifest names were damaged and removed", "blobs", n)
 	}
-	s.disk = newDiskDriver(root)
 	handler, err := s.handler(s.disk, users)
 	if err != nil {
 		return err

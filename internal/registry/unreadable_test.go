@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/registry"
 	"lifeboat/internal/registry/registrytest"
@@ -215,5 +216,35 @@ func TestUnreadableStorage(t *testing.T) {
 			status, text, _ = c.do("DELETE", "/v2/dr/manifests/s.shop.1", nil)
 			c.want("delete", status, text, http.StatusInternalServerError, "")
 		})
+	}
+}
+
+// One file that cannot be read keeps no registry from starting after a power cut.
+func TestUnreadableAtStart(t *testing.T) {
+	t.Parallel()
+	r := registrytest.Start(t, plain)
+	c := newClient(t, r)
+	c.putBlob("dr", []byte("{}"))
+	status, text := c.putManifest("dr", "s.shop.1", manifest("1"))
+	c.want("put", status, text, http.StatusCreated, "")
+	bad := c.putBlob("dr", []byte("bad"))
+	r.Stop(t)
+	if err := os.WriteFile(filepath.Join(r.Data, "store", "unsynced"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := manifestFile(r.Data, bad)
+	if err := unix.Mount("/proc/self/mem", file, "", unix.MS_BIND, ""); err != nil { // EIO at its first byte
+		t.Fatalf("mount (needs root): %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(file, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount: %v", err)
+		}
+	})
+	c = newClient(t, registrytest.Start(t, plain, func(cfg *registry.Config) { cfg.Data, cfg.Logger = r.Data, nil }))
+	status, text, _ = c.do("GET", "/v2/dr/blobs/"+bad.String(), nil)
+	c.want("what cannot be read", status, text, http.StatusUnprocessableEntity, "input/output error")
+	if status, text, _ := c.read("GET", "s.shop.1"); status != http.StatusOK {
+		t.Errorf("the rest: %d %s", status, text)
 	}
 }

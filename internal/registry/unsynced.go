@@ -261,8 +261,10 @@ var (
 // dropDamaged removes, at a start that follows a power cut, what was written
 // since the mark and is not what its name says: blobs and manifests with another
 // digest, links without content. No tag leads to them, and nobody was told that
-// a manifest names them. It returns how many.
-func dropDamaged(root string, log *slog.Logger) (int, error) {
+// a manifest names them. What cannot be read stays, and is told as damaged to who asks
+// for it. It returns how many.
+func dropDamaged(d *diskDriver, log *slog.Logger) (int, error) {
+	root := d.root
 	mark, err := os.Stat(filepath.Join(root, unsyncedMark))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
@@ -277,7 +279,7 @@ func dropDamaged(root string, log *slog.Logger) (int, error) {
 		dropped++
 		return os.RemoveAll(dir)
 	}
-	err = filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+	look := func(p string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -307,6 +309,14 @@ func dropDamaged(root string, log *slog.Logger) (int, error) {
 			return drop(dir, "the link is empty")
 		}
 		return nil
+	}
+	err = filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		err = d.judge(context.Background(), filepath.ToSlash(strings.TrimPrefix(p, root)), look(p, e, err))
+		if errors.Is(err, errUnreadable) {
+			log.Error("it cannot be read whether a power cut damaged it", "path", p, "err", err)
+			return nil
+		}
+		return err
 	})
 	if err == nil {
 		err = os.Remove(filepath.Join(root, unsyncedMark))
