@@ -60,17 +60,21 @@ func (a *app) flagWords(overrides []string) (words []string) {
 				}
 				v = withoutValue(v)
 			}
-			switch {
-			case f.Value.Type() == "bool" && v == "true":
-				words = append(words, "--"+f.Name)
-			case f.Value.Type() == "bool":
-				words = append(words, "--"+f.Name+"="+v)
-			default:
-				words = append(words, "--"+f.Name, v)
-			}
+			words = append(words, flagWord(f, v)...)
 		}
 	})
 	return words
+}
+
+// flagWord is a flag with one of its values.
+func flagWord(f *pflag.Flag, v string) []string {
+	switch {
+	case f.Value.Type() == "bool" && v == "true":
+		return []string{"--" + f.Name}
+	case f.Value.Type() == "bool":
+		return []string{"--" + f.Name + "=" + v}
+	}
+	return []string{"--" + f.Name, v}
 }
 
 func flagValues(f *pflag.Flag) []string {

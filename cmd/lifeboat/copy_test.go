@@ -23,6 +23,17 @@ import (
 // storeFiles takes a snapshot of a system whose volume "data" holds files.
 func (p place) storeFiles(reg *registrytest.Registry, system dr.System, image string, files map[string]string) dr.SnapshotID {
 	p.t.Helper()
+	return p.storeTree(reg, system, image, files, dr.Tree{})
+}
+
+// storeHalf does the same of a volume into which a restore was cut off.
+func (p place) storeHalf(reg *registrytest.Registry, system dr.System, files map[string]string) {
+	p.t.Helper()
+	p.storeTree(reg, system, "sha256:aa", files, dr.Tree{HalfRestored: []string{""}})
+}
+
+func (p place) storeTree(reg *registrytest.Registry, system dr.System, image string, files map[string]string, as dr.Tree) dr.SnapshotID {
+	p.t.Helper()
 	ctx := p.t.Context()
 	st, err := ocistore.Open(ctx, reg.URL("dr"), reg.Options())
 	if err != nil {
@@ -80,7 +91,7 @@ func (p place) storeFiles(reg *registrytest.Registry, system dr.System, image st
 	s, err := w.Commit(ctx, &dr.Root{
 		Site: "main", Kind: dr.KindCurrent, Consistency: dr.ConsistentCrash, Created: time.Now(),
 		Containers: []dr.Container{{Name: "web", State: "running", Image: image, Config: json.RawMessage(`{"Env":["PASSWORD=hunter2-` + image + `"]}`)}},
-		Trees:      []dr.Tree{{Key: "volume:data", Kind: dr.TreeVolume, Catalog: sum.Table, Entries: sum.Entries, Bytes: sum.Bytes, Hash: sum.Hash}},
+		Trees:      []dr.Tree{{Key: "volume:data", Kind: dr.TreeVolume, Catalog: sum.Table, Entries: sum.Entries, Bytes: sum.Bytes, Hash: sum.Hash, HalfRestored: as.HalfRestored}},
 	}, repo.CommitInfo{})
 	if err != nil {
 		p.t.Fatal(err)

@@ -103,6 +103,9 @@ func (a *app) byKind(o outcome, err error) (state string, next []string) {
 	case codeUsage:
 		return "nothing was done", []string{path + " --help"}
 	case codeInterrupted:
+		if early.error != nil {
+			return state, []string{again}
+		}
 		return cmp.Or(afterStop[name], state), []string{again}
 	case codeNotFound:
 		if list, ok := whereToLook[top]; ok {

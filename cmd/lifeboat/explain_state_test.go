@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -51,6 +52,32 @@ func TestStateAndNextStep(t *testing.T) {
 		state, next := x.Explain()
 		if state != tc.state || !strings.Contains(strings.Join(next, "\n"), tc.next) {
 			t.Errorf("%s, %v: %q, %q", tc.command, tc.err, state, next)
+		}
+	}
+}
+
+// TestStoppedBeforeItBegan: a command that is stopped while it looks for what to do has
+// left nothing anywhere.
+func TestStoppedBeforeItBegan(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(fmt.Errorf("%w by SIGINT", errInterrupted))
+	root := newRootCmd(newApp(process{out: io.Discard, err: io.Discard, env: func(string) string { return "" }}))
+	cmd, _, err := root.Find([]string{"restore"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err, want := range map[error]string{
+		untouched{fmt.Errorf("find the latest snapshot: %w", ctx.Err())}: stateNothing,
+		fmt.Errorf("extract: %w", ctx.Err()):                             afterStop["restore"],
+	} {
+		a := &app{cmd: cmd}
+		var x ui.Explainer
+		if werr := a.whole(ctx, outcomeOf(ctx, err), err); !errors.As(werr, &x) {
+			t.Fatalf("%v is not explained", werr)
+		}
+		if state, _ := x.Explain(); state != want {
+			t.Errorf("%v: %q", err, state)
 		}
 	}
 }

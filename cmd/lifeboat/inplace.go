@@ -12,6 +12,7 @@ import (
 
 	"lifeboat/internal/dr"
 	"lifeboat/internal/repo"
+	"lifeboat/internal/tree"
 	"lifeboat/internal/ui"
 )
 
@@ -75,20 +76,27 @@ func (a *app) nobodyUses(ctx context.Context, f restoreFlags) error {
 // stoppedInPlace explains what ended a run that writes over what is there.
 func (j *restoring) stoppedInPlace(t dr.Tree, f restoreFlags, err error) error {
 	if errors.Is(err, dr.ErrUsage) && j.total.Changed+j.total.Created+j.total.Removed == 0 {
+		next := []string{"move away what is in the way"}
+		switch {
+		case errors.Is(err, tree.ErrElsewhere):
+			next = append(next, "without --path, or with that of the directory itself, it is replaced by what the snapshot has")
+		case !f.inPlace.remove:
+			next = append(next, "--delete lets what the snapshot does not have go")
+		}
 		return ui.Explained{
 			What: fmt.Sprintf("restore %s: %v", t.Key, err), State: "nothing was changed",
-			Next: []string{"move away what is in the way", "--delete lets what the snapshot does not have go"}, Err: errors.Join(err, j.into.Undo()),
+			Next: next, Err: errors.Join(err, j.into.Undo()),
 		}
 	}
 	x := ui.Explained{
 		What:  fmt.Sprintf("restore %s: %v", t.Key, err),
 		State: f.to + " holds some of what it held and some of the snapshot; it is marked, and nothing should be started on it",
-		Next:  []string{"run the same command again: it goes on from there"}, Err: err,
+		Next:  []string{j.again()}, Err: err,
 	}
 	if repo.Damaged(err) {
 		x.Next = []string{
-			"lifeboat repair --from URL  (a mirror, or another repository, that still has what is lost); then the same command again",
-			fmt.Sprintf("the same command with %s@#NUMBER  (another snapshot; remove the mark .lifeboat-restore.* in %s first)", j.system, f.to),
+			"lifeboat repair --from URL  (a mirror, or another repository, that still has what is lost); then: " + j.again(),
+			fmt.Sprintf("the same command with %s@#NUMBER and --delete  (another snapshot, which takes this one over)", j.snap.System),
 			"without --in-place, into a new directory: all that is whole is restored, and the rest is named",
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,9 +37,15 @@ is lost is not there, and is named (exit code 3); the same command tries it agai
 --path means a name that is there before it means a pattern.
 With --in-place the directory may be one that is in use for the same: what is there is
 read and compared, only what differs is fetched and written over, and what the
-snapshot does not have stays, unless --delete takes it away. With --path nothing else
-is touched. Nothing is passed over then: the first damaged file ends the run. It is
-refused while a container that runs has the directory.
+snapshot does not have stays, unless --delete takes it away. A file or link where the
+snapshot has a directory differs, and is replaced; a directory where it has something
+else goes only with --delete. With --path nothing else is touched: a link on the way
+there is refused. Nothing is passed over then: the first damaged file ends the run. It
+is refused while a container that runs has the directory.
+A directory in which a restore was cut off is marked. Of the same snapshot, --in-place
+goes on with what any restore has left there; of another one --in-place --delete takes
+it over, where it brings back all that lies there. Where only a path of it is restored the
+mark stays, for the rest (exit code 3).
 Without root, owners and devices that cannot be made are left out and named
 (exit code 3). Deletions in writable layers are not files and are left out.`,
 		Example: `  lifeboat restore shop --volume shop_uploads --to /tmp/uploads
@@ -141,52 +148,68 @@ func (a *app) runRestore(ctx context.Context, ref string, f restoreFlags) error 
 	}
 	w, err := a.open(ctx, false)
 	if err != nil {
-		return err
+		return untouched{err}
 	}
 	defer w.close()
 	snap, rd, root, err := w.openFiles(ctx, ref)
 	if err != nil {
-		return err
+		return untouched{err}
 	}
 	defer rd.Close()
-	trees, err := pickTrees(root, f)
-	if err != nil {
+	job := &restoring{app: a, world: w, rd: rd, to: f.to, place: f.inPlace, snap: snap}
+	if err := job.begin(ctx, root, f); err != nil {
 		return untouched{err}
 	}
-	match, err := chosen(ctx, rd, trees, f)
-	if repo.Damaged(err) {
-		return explainDamaged(snap, err)
-	}
-	if err != nil {
-		return untouched{err}
-	}
-	if err := a.nobodyUses(ctx, f); err != nil {
-		return err
-	}
-	into, err := landing.Open(f.to, purposeOf(w.repo, snap, trees, f))
-	if errors.Is(err, dr.ErrUsage) {
-		return ui.Explained{
-			What: err.Error(), State: "what is in the directory is untouched",
-			Next: []string{
-				"name a new or empty directory with --to; or pass --in-place to bring what is there to the state of the snapshot",
-				"if an earlier restore into it ended well, its files are all there: one that is cut off leaves a mark, and the same command goes on with it",
-			}, Err: err,
-		}
-	}
-	if err != nil {
-		return err
-	}
-	defer func() { _ = into.Close() }() // closed by Finish, or left for a later run
-	if into.Resumed() {
-		a.UI().Note("going on with the restore that was cut off in %s", f.to)
-	}
-	job := &restoring{app: a, repo: w.repo, rd: rd, match: match, to: f.to, into: into, several: len(trees) > 1, place: f.inPlace, system: snap.System}
-	for _, t := range trees {
+	defer func() { _ = job.into.Close() }() // closed by Finish, or left for a later run
+	for _, t := range job.trees {
 		if err := job.tree(ctx, t); err != nil {
 			return job.stopped(t, f, err)
 		}
 	}
-	return job.end(snap)
+	return job.end(ctx)
+}
+
+// begin finds out what is wanted, and takes the directory for it.
+func (j *restoring) begin(ctx context.Context, root *dr.Root, f restoreFlags) (err error) {
+	j.trees, err = pickTrees(root, f)
+	if err != nil {
+		return err
+	}
+	j.several = len(j.trees) > 1
+	j.match, err = chosen(ctx, j.rd, j.trees, f)
+	if repo.Damaged(err) {
+		return explainDamaged(j.snap, err)
+	}
+	if err != nil {
+		return err
+	}
+	if err := j.app.nobodyUses(ctx, f); err != nil {
+		return err
+	}
+	j.purpose = purposeOf(j.world.repo, j.snap, root, j.trees, f)
+	j.into, err = landing.Open(f.to, j.purpose)
+	var occupied *landing.OccupiedError
+	switch {
+	case errors.As(err, &occupied):
+		return j.world.explainOccupied(ctx, j.app, occupied, j.ref(), j.purpose)
+	case errors.Is(err, dr.ErrUsage):
+		return ui.Explained{
+			What: err.Error(), State: "what is in the directory is untouched",
+			Next: []string{
+				"name a new or empty directory with --to; or pass --in-place to bring what is there to the state of the snapshot",
+				"if an earlier restore into it ended well, its files are all there: one that is cut off leaves a mark",
+			}, Err: err,
+		}
+	case err != nil:
+		return err
+	}
+	if j.into.Resumed() {
+		j.app.UI().Note("going on with the restore that was cut off in %s", f.to)
+	}
+	for _, m := range j.into.Taken() {
+		j.app.UI().Note("taking over what another restore has left that was cut off in %s: %s", f.to, m)
+	}
+	return nil
 }
 
 // chosen says what --path means in the tree: a path that is there as it is written,
@@ -208,10 +231,12 @@ func chosen(ctx context.Context, rd *repo.Reader, trees []dr.Tree, f restoreFlag
 }
 
 // purposeOf is what a restore is for, as the mark in its directory says it.
-func purposeOf(r *repo.Repo, snap *repo.Snapshot, trees []dr.Tree, f restoreFlags) landing.Purpose {
-	p := landing.Purpose{Repository: r.ID().String(), Snapshot: snap.ID, Path: f.path, InPlace: f.inPlace.on, Remove: f.inPlace.remove}
+func purposeOf(r *repo.Repo, snap *repo.Snapshot, root *dr.Root, trees []dr.Tree, f restoreFlags) landing.Purpose {
+	p := landing.Purpose{Repository: r.ID().String(), System: snap.System, Snapshot: snap.ID, Path: f.path, InPlace: f.inPlace.on, Remove: f.inPlace.remove}
 	for _, t := range trees {
 		p.Trees = append(p.Trees, t.Key)
 	}
+	p.File = len(trees) == 1 && slices.ContainsFunc(root.Binds, func(b dr.Bind) bool { return b.File && b.Tree == trees[0].Key })
+	p.Half = len(halfRestored(trees)) > 0
 	return p
 }

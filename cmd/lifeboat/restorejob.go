@@ -23,16 +23,18 @@ import (
 // restoring is one run of restore: trees go into a directory, and what is damaged of
 // them is passed over and named.
 type restoring struct {
-	app   *app
-	repo  *repo.Repo
-	rd    *repo.Reader
-	match pathMatch
-	to    string
-	into  *landing.Landing
+	app     *app
+	world   *world
+	snap    *repo.Snapshot
+	trees   []dr.Tree
+	rd      *repo.Reader
+	match   pathMatch
+	to      string
+	into    *landing.Landing
+	purpose landing.Purpose
 	// several: each tree has a directory of its own.
 	several bool
 	place   inPlaceFlags
-	system  dr.System
 
 	mu      sync.Mutex
 	total   tree.ApplyStats
@@ -131,8 +133,8 @@ func (j *restoring) tree(ctx context.Context, t dr.Tree) error {
 	}
 	task := j.app.UI().Progress().Bytes(t.Key, -1)
 	st, err := tree.Extract(ctx, dir, target, j.rd, tree.ExtractOptions{
-		Path: j.match.plain, Match: j.match.choose(), UnitID: j.repo.UnitID,
-		Resume: j.into.Resumed(), CutKey: j.repo.CutKey(), Exclude: j.into.Own(dir),
+		Path: j.match.plain, Match: j.match.choose(), UnitID: j.world.repo.UnitID,
+		Resume: j.into.Resumed(), CutKey: j.world.repo.CutKey(), Exclude: j.into.Own(dir),
 		Denied: func(path, what string, err error) {
 			j.mu.Lock()
 			defer j.mu.Unlock()
@@ -174,6 +176,14 @@ func (j *restoring) salvage(t dr.Tree) *tree.Salvage {
 	}
 }
 
+// ref names the snapshot of this run for good: what SYSTEM alone means changes.
+func (j *restoring) ref() string { return atNumber(j.snap.System, j.snap.Number) }
+
+// again is the command that goes on with this run, whatever is the newest snapshot then.
+func (j *restoring) again() string {
+	return j.app.restoreLine(j.ref(), j.purpose, j.to) + "  (goes on from there)"
+}
+
 // stopped explains what ended the run before its time.
 func (j *restoring) stopped(t dr.Tree, f restoreFlags, err error) error {
 	if errors.Is(err, dr.ErrNotFound) && j.match.isPattern() {
@@ -188,13 +198,14 @@ func (j *restoring) stopped(t dr.Tree, f restoreFlags, err error) error {
 	}
 	return ui.Explained{
 		What: fmt.Sprintf("restore %s: %v", t.Key, err), State: f.to + " holds a part of the files",
-		Next: []string{"run the same command again: it goes on from there", "or remove " + f.to}, Err: err,
+		Next: []string{j.again(), "or remove " + f.to}, Err: err,
 	}
 }
 
 // end tells what was restored and what was not. The mark stays in the directory where
 // something is lost, so that the same command tries that again.
-func (j *restoring) end(snap *repo.Snapshot) error {
+func (j *restoring) end(ctx context.Context) error {
+	snap := j.snap
 	if len(j.lost) == 0 {
 		if err := j.into.Finish(); err != nil {
 			return err
@@ -228,13 +239,20 @@ func (j *restoring) end(snap *repo.Snapshot) error {
 	if err := j.app.UI().Answer(ans, views...); err != nil {
 		return err
 	}
+	var errs []error
 	switch n := int64(len(j.lost)) + j.further; {
 	case n > 0:
-		return j.damaged(snap, n)
+		errs = append(errs, j.damaged(snap, n))
 	case len(j.denied) > 0:
-		return fmt.Errorf("%d attributes or entries could not be kept: %w", len(j.denied), dr.ErrPartial)
+		errs = append(errs, fmt.Errorf("%d attributes or entries could not be kept: %w", len(j.denied), dr.ErrPartial))
 	}
-	return nil
+	if left := j.into.Left(); len(left) > 0 {
+		errs = append(errs, j.world.stillMarked(ctx, j.app, left, j.to, j.ref(), j.purpose))
+	}
+	if half := halfRestored(j.trees); len(half) > 0 {
+		errs = append(errs, j.ofHalfRestored(ctx, half))
+	}
+	return joined(errs)
 }
 
 // fields is what a run did, for people.

@@ -39,6 +39,9 @@ holder that it was.
 Where something of the snapshot before is not here any more (a container was
 removed, say), it is named and the exit code is 3.
 
+Where a restore into a directory of the system was cut off, that is a mixture of two
+states: it is captured as it is, without the mark, it is named, and the exit code is 3.
+
 Where the registry has shown an older state of the system's snapshots than this
 host has seen, the snapshot takes place, under a number that nothing had; the
 exit code is 3, each time, until what was missing is there again or the older
@@ -99,8 +102,12 @@ type snapshotAnswer struct {
 	Coverage     []dr.CoverageItem `json:"coverage"`
 	// Missing are objects that the snapshot before has and this one has not.
 	Missing []string `json:"missing"`
+	// HalfRestored are directories into which a restore was cut off.
+	HalfRestored []capture.HalfRestored `json:"half_restored"`
 	// Problems say how the registry was set back, as long as nobody accepted that.
 	Problems []string `json:"problems"`
+
+	half error // what HalfRestored means, with what to do
 }
 
 // shortcoming is why a snapshot that was taken is not all that it should be, nil for
@@ -112,6 +119,9 @@ func (s *snapshotAnswer) shortcoming() error {
 	}
 	if len(s.Missing) > 0 {
 		errs = append(errs, errMissing(s))
+	}
+	if s.half != nil {
+		errs = append(errs, s.half)
 	}
 	return joined(errs)
 }
@@ -260,12 +270,16 @@ func (a *app) takeSnapshot(ctx context.Context, w *world, name string, how snaps
 		return nil, explainSnapshot(name, w.degraded, err)
 	}
 	s := res.Snapshot
-	return &snapshotAnswer{
+	ans := &snapshotAnswer{
 		Snapshot: s.ID, System: s.System, Number: s.Number, Epoch: s.Epoch, Kind: s.Kind, Created: s.Created, Consistency: s.Consistency,
 		BytesScanned: res.BytesScanned, BytesNew: res.BytesNew, BytesSent: w.meter.Sent() - before,
 		FreezeMS: float64(res.Freeze.Frozen().Microseconds()) / 1000, ElapsedMS: res.Elapsed.Milliseconds(), Coverage: res.Root.Coverage,
-		Missing: append([]string{}, res.Missing...), Problems: w.setBacks(ctx, sysName),
-	}, nil
+		Missing: append([]string{}, res.Missing...), Problems: w.setBacks(ctx, sysName), HalfRestored: append([]capture.HalfRestored{}, res.HalfRestored...),
+	}
+	if len(ans.HalfRestored) > 0 {
+		ans.half = a.errHalfRestored(ctx, w, ans)
+	}
+	return ans, nil
 }
 
 // excludes puts what the configuration excludes into capture's words.

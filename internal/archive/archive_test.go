@@ -188,6 +188,9 @@ func read(t *testing.T, s *store, table []dr.UnitRef) (map[string]catalog.Entry,
 	}
 }
 
+// markName is that of the mark of a restore.
+var markName = dr.RestoreMark(dr.SnapshotID{1}, "0f")
+
 func TestCaptureVolume(t *testing.T) {
 	t.Parallel()
 	big := strings.Repeat("0123456789abcdef", 1<<16) // content-defined pieces
@@ -200,10 +203,11 @@ func TestCaptureVolume(t *testing.T) {
 		link("./z-link", "./odd\xff\n"), sym("./escape", "../../../etc/shadow"),
 		d("./cache"), f("./cache/a", "cached"), link("./kept", "./cache/a"), link("./kept-too", "./cache/a"),
 		d("./sub"), f("./sub/of-another-mount", "not ours"),
-	), "/data/kept": pack(t, f("kept", "cached"))}}
+		f("./"+markName, "{}"), link("./marked", "./"+markName), f("./bin/"+markName, "{}"),
+	), "/data/kept": pack(t, f("kept", "cached")), "/data/marked": pack(t, f("marked", "{}"))}}
 	s := newStore()
 	tree, entries, contents := take(t, s, archive.Options{Source: e, Container: "c", Path: "/data", Mounts: []string{"/data", "/data/sub", "/database"}, Exclude: []string{"cache"}})
-	want := map[string]string{"bin/ping": "x", "bin/big": big, "empty": "", "odd\xff\n": "odd", "kept": "cached"}
+	want := map[string]string{"bin/ping": "x", "bin/big": big, "empty": "", "odd\xff\n": "odd", "kept": "cached", "marked": "{}"}
 	if diff := cmp.Diff(want, contents); diff != "" {
 		t.Error(diff)
 	}
@@ -222,7 +226,10 @@ func TestCaptureVolume(t *testing.T) {
 	if e := entries["escape"]; e.Type != catalog.Symlink || e.Target != "../../../etc/shadow" {
 		t.Errorf("the symbolic link is %+v", e)
 	}
-	for _, path := range []string{"cache", "cache/a", "sub/of-another-mount"} {
+	if diff := cmp.Diff([]string{"", "bin"}, tree.HalfRestored); diff != "" {
+		t.Error(diff)
+	}
+	for _, path := range []string{"cache", "cache/a", "sub/of-another-mount", markName, "bin/" + markName} {
 		if _, ok := entries[path]; ok {
 			t.Errorf("%s was left out, and is there", path)
 		}
@@ -230,7 +237,7 @@ func TestCaptureVolume(t *testing.T) {
 	if _, ok := entries["sub"]; !ok {
 		t.Error("the mount point inside is not there")
 	}
-	if tree.Degraded == "" || int(tree.Entries) != len(entries) || tree.Bytes != int64(len(big)+1+3+6) {
+	if tree.Degraded == "" || int(tree.Entries) != len(entries) || tree.Bytes != int64(len(big)+1+3+6+2) {
 		t.Errorf("tree %+v", tree)
 	}
 }
@@ -467,6 +474,7 @@ func TestEncodeComesBack(t *testing.T) {
 	defer l.Close()
 	for _, e := range []catalog.Entry{
 		{Path: "", Type: catalog.Directory, Mode: 0o3771, UID: 5},
+		{Path: markName, Type: catalog.File, Size: 3, Refs: []catalog.Ref{put("abc")}},
 		{Path: "dir", Type: catalog.Directory, Opaque: true, MtimeSec: 10, MtimeNsec: 999, Xattrs: []catalog.Xattr{{Name: "system.posix_acl_default", Value: []byte("acl")}, {Name: "user.empty"}, {Name: "user.x", Value: []byte("dir")}}},
 		{Path: "dir/file", Type: catalog.File, Mode: 0o600, MtimeSec: 20, Size: 8, Refs: []catalog.Ref{put("abc"), {Len: 2, Hole: true}, put("def")}, Xattrs: []catalog.Xattr{{Name: "user.x", Value: []byte("\x00v")}}},
 		{Path: "dir/link", Type: catalog.HardLink, Target: "dir/file"},

@@ -81,9 +81,10 @@ type Capture struct {
 	// Buffers: of a file that is one unit, and for cutting.
 	small, large sync.Pool
 
-	mu   sync.Mutex
-	list *List // of Secure
-	lost lostNames
+	mu    sync.Mutex
+	list  *List // of Secure
+	lost  lostNames
+	marks map[string]struct{} // of restores that are not at their end; left out
 }
 
 // lostNames are changed paths whose names the engine's list of changes garbles.
@@ -141,7 +142,7 @@ func (c *Capture) Precopy(ctx context.Context) error {
 // writes to the tree stands still meanwhile. It logs nothing.
 func (c *Capture) Secure(ctx context.Context) error {
 	c.drop()
-	c.list, c.lost = NewList(c.o.Budget), lostNames{}
+	c.list, c.lost, c.marks = NewList(c.o.Budget), lostNames{}, map[string]struct{}{}
 	if err := c.read(ctx, &pass{c: c, list: c.list}); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -161,7 +162,7 @@ func (c *Capture) Finish(ctx context.Context) (dr.Tree, error) {
 	if c.lost.n > 0 {
 		kept += fmt.Sprintf("; %d changed files are missing because their names are not UTF-8, the first is %q", c.lost.n, c.lost.first)
 	}
-	return dr.Tree{Catalog: sum.Table, Entries: sum.Entries, Bytes: sum.Bytes, Hash: sum.Hash, Degraded: kept}, nil
+	return dr.Tree{Catalog: sum.Table, Entries: sum.Entries, Bytes: sum.Bytes, Hash: sum.Hash, Degraded: kept, HalfRestored: c.halfRestored()}, nil
 }
 
 // CommitCache does nothing: without the files there is no telling what has not
@@ -233,6 +234,10 @@ func (p *pass) archive(ctx context.Context, from, base, at string, takes, last f
 			e.Target = join(at, e.Target)
 		}
 		if p.c.left(e.Path) || takes != nil && !takes(e) {
+			return ctx.Err()
+		}
+		if isMark(e) {
+			p.c.note(e.Path)
 			return ctx.Err()
 		}
 		if err := p.entry(ctx, e, content); err != nil {
@@ -354,7 +359,8 @@ func (p *pass) adopt(ctx context.Context) error {
 	first := map[string]string{} // first name left out, path that has the content now
 	for i := range p.list.entries {
 		e := &p.list.entries[i]
-		if e.Type != catalog.HardLink || !p.c.left(e.Target) {
+		_, marked := p.c.marks[e.Target]
+		if e.Type != catalog.HardLink || !marked && !p.c.left(e.Target) {
 			continue
 		}
 		if to, ok := first[e.Target]; ok {

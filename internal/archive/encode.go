@@ -175,7 +175,7 @@ func (e *encoder) takes(entry *catalog.Entry) bool {
 			return false
 		}
 	}
-	if e.o.Layer && entry.Path == "" {
+	if isMark(entry) || e.o.Layer && entry.Path == "" {
 		return false
 	}
 	if e.o.Layer && below(entry.Path, e.mounts) {

@@ -126,6 +126,8 @@ type Result struct {
 	Root     *dr.Root
 	// Missing are objects that the snapshot before has and this one has not.
 	Missing []string
+	// HalfRestored are directories into which a restore was not at its end.
+	HalfRestored []HalfRestored
 	// Committed is false where OnlyIfNew found nothing new.
 	Committed    bool
 	Freeze       freeze.Report
@@ -210,6 +212,7 @@ type run struct {
 	files   []dr.ProjectFile
 	frozen  freeze.Report
 	missing []string
+	half    []HalfRestored
 }
 
 func (r *run) close() {
@@ -449,7 +452,7 @@ func byID(snaps []repo.Snapshot, id dr.SnapshotID) *repo.Snapshot {
 // commit makes the snapshot visible, claiming epoch 1 for a system that nobody
 // has claimed yet.
 func (r *run) commit(ctx context.Context, root *dr.Root) (*Result, error) {
-	res := &Result{Root: root, Freeze: r.frozen, Missing: r.missing}
+	res := &Result{Root: root, Freeze: r.frozen, Missing: r.missing, HalfRestored: r.half}
 	for _, t := range r.trees {
 		res.BytesScanned += t.result.Bytes
 	}

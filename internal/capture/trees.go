@@ -25,6 +25,8 @@ type captured struct {
 	exclude []string
 	capture passes
 	result  dr.Tree
+	path    string // of the engine's host; "" where its files are not reached
+	local   string // the same, of this process's mount namespace
 }
 
 // passes are how a tree is captured: while everything runs, while everything
@@ -79,7 +81,7 @@ func (f *files) open(sys *engine.System) ([]*captured, error) {
 			return out, fmt.Errorf("tree %s: %w", s.key, err)
 		}
 		f.trees = append(f.trees, c)
-		out = append(out, &captured{key: s.key, kind: s.kind, exclude: s.exclude, capture: c})
+		out = append(out, &captured{key: s.key, kind: s.kind, exclude: s.exclude, capture: c, path: s.host, local: s.path})
 	}
 	return out, nil
 }
@@ -119,6 +121,7 @@ func (f *files) report(log *slog.Logger) {
 type source struct {
 	key     string
 	kind    dr.TreeKind
+	host    string // of the engine's host
 	path    string // of this process's mount namespace
 	overlay bool
 	merged  string   // of a layer: its whole as the running container sees it
@@ -137,7 +140,7 @@ func sources(sys *engine.System, exclude []Exclude) ([]source, error) {
 		if err != nil {
 			return fmt.Errorf("tree %s: %w", key, err)
 		}
-		src := source{key: key, kind: kind, path: p, overlay: kind == dr.TreeLayer}
+		src := source{key: key, kind: kind, host: path, path: p, overlay: kind == dr.TreeLayer}
 		for _, x := range exclude {
 			if x.Key == key {
 				src.exclude = append(src.exclude, x.Path)
@@ -299,6 +302,7 @@ func (r *run) finish(ctx context.Context) (*dr.Root, error) {
 		if r.opts.Degraded {
 			r.degraded(t.key, res.Degraded)
 		}
+		r.halfRestored(t)
 	}
 	r.access.report(r.deps.Log)
 	if err := r.projectFiles(ctx); err != nil {

@@ -215,6 +215,9 @@ type Tree struct {
 	// Degraded names what could not be kept in this tree (attributes of the host,
 	// what the engine's archive API does not give); empty when nothing was lost.
 	Degraded string `json:"degraded,omitempty"`
+	// HalfRestored are the directories in it ("" for its root) into which a restore
+	// was not at its end when it was captured: what they hold is a mixture.
+	HalfRestored []string `json:"half_restored,omitempty"`
 }
 
 // CoverageItem is one line of the coverage report.

@@ -3,63 +3,49 @@
 //
 // The mark is a file in the directory itself: it goes where the directory goes,
 // and one that another restore has left does not fit. It is durable before the
-// first file is written and gone after the last one is (invariant 8). Landing is
-// the main type. The package restores nothing.
+// first file is written and gone after the last one is (invariant 8). A restore in
+// place takes over the marks of others, where it brings all that they speak of to
+// its own end (Purpose.covers). Landing is the main type. The package restores
+// nothing.
 package landing
 
 import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"lifeboat/internal/dr"
 )
 
-// prefix begins the name of a mark; the snapshot's id follows, which no name in
-// the snapshot itself can contain.
-const prefix = ".lifeboat-restore."
-
-// maxMark bounds what is read of a mark.
-const maxMark = 64 << 10
-
-// Purpose is what is restored into a directory.
-type Purpose struct {
-	// Repository is the id of the repository, Snapshot that of the snapshot.
-	Repository string        `json:"repository"`
-	Snapshot   dr.SnapshotID `json:"snapshot"`
-	// Trees are the keys of the trees, Path what of them is wanted, as it was asked
-	// for; "" is all.
-	Trees []string `json:"trees"`
-	Path  string   `json:"path"`
-	// InPlace: the directory may hold anything, which is written over; Remove: what
-	// the snapshot does not have goes.
-	InPlace bool `json:"in_place,omitempty"`
-	Remove  bool `json:"remove,omitempty"`
-}
-
 // Landing is a directory that one restore has to itself. Not safe for concurrent
 // use.
 type Landing struct {
 	dir     string
-	mark    *os.File
-	inPlace bool
+	purpose Purpose
+	own     *Mark
+	taken   []Mark // of others, which end with this one
+	left    []Mark // of others, which stay
 	resumed bool
 	made    []string // directories that were not there, the outermost first
 }
 
 // Open takes the directory for a restore: it is made, or is empty, or holds the
-// mark of the same purpose, or anything where the purpose is to write over it. The error wraps dr.ErrUsage if it holds
-// anything else, dr.ErrHeld if another process is restoring there; then nothing was
-// changed. The caller
-// ends with Finish or Close.
-func Open(dir string, p Purpose) (*Landing, error) {
-	made := absent(dir)
+// mark of the same purpose; or anything where the purpose is to write over it. The
+// error is an OccupiedError if it holds marks of others that stand in the way, wraps
+// dr.ErrUsage if it holds anything else, dr.ErrHeld if another process is restoring
+// there; then nothing was changed. The caller ends with Finish or Close.
+func Open(dir string, p Purpose) (_ *Landing, err error) {
+	l := &Landing{dir: dir, purpose: p, made: absent(dir)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("directory to restore into: %w", err)
 	}
@@ -67,124 +53,156 @@ func Open(dir string, p Purpose) (*Landing, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Landing{dir: dir, made: made, inPlace: p.InPlace}
 	var before unix.Stat_t
 	if err := unix.Stat(dir, &before); err != nil {
 		return nil, fmt.Errorf("directory to restore into: %w", err)
 	}
-	name := filepath.Join(dir, prefix+p.Snapshot.String())
-	l.mark, err = os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
-	switch {
-	case err == nil:
-		l.resumed = true
-	case errors.Is(err, os.ErrNotExist):
-		if err := l.vacant(""); err != nil {
-			return nil, err
-		}
-		l.mark, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err := l.admit(want); err != nil {
+		return nil, err
+	}
+	if l.own == nil {
+		err = l.mark(want)
+	} else if l.own.Damaged {
+		err = l.write(want)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("mark the directory to restore into: %w", err)
+		return nil, err
 	}
-	if err := l.take(want); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	if l.inPlace {
+	if p.InPlace {
 		// That a mark was made is no difference from the snapshot.
 		if err := setTime(dir, before.Mtim); err != nil {
-			return nil, errors.Join(err, l.Close())
+			return nil, err
 		}
 	}
 	return l, nil
 }
 
-// take makes sure that nobody else restores here, and that the mark is the one
-// that is wanted.
-func (l *Landing) take(want []byte) error {
-	if err := unix.Flock(int(l.mark.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("another process is restoring into %s: %w", l.dir, errors.Join(err, dr.ErrHeld))
-	}
-	if l.resumed {
-		return l.fits(want)
-	}
-	return l.write(want)
-}
-
-// fits compares the mark that was found. One that was cut off while it was
-// written says that nothing was restored yet: it is written again.
-func (l *Landing) fits(want []byte) error {
-	have, err := io.ReadAll(io.LimitReader(l.mark, maxMark))
+// admit looks at what is there, and decides about the marks that are.
+func (l *Landing) admit(want []byte) error {
+	names, others, err := l.list()
 	if err != nil {
-		return fmt.Errorf("mark in %s: %w", l.dir, err)
+		return err
 	}
-	if string(have) == string(want) {
-		return nil
-	}
-	if strings.HasPrefix(string(want), string(have)) {
-		if err := l.vacant(filepath.Base(l.mark.Name())); err != nil {
-			return err
+	name := l.purpose.markName(want)
+	var way []Mark
+	for _, n := range names {
+		m, err := openMark(l.dir, n)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // its restore has ended
 		}
-		return l.write(want)
+		if err != nil {
+			return errors.Join(err, closeMarks(way))
+		}
+		switch begun := n == name && m.begunAs(want); {
+		case l.own == nil && (begun || !m.Damaged && m.Purpose.same(l.purpose) || n == name && m.Damaged && l.purpose.covers(m)):
+			l.own, l.resumed = &m, true
+		case l.purpose.covers(m):
+			l.taken = append(l.taken, m)
+		case l.purpose.InPlace && l.purpose.Path != "":
+			l.left = append(l.left, m)
+		default:
+			way = append(way, m)
+		}
 	}
-	var p Purpose
-	if err := json.Unmarshal(have, &p); err != nil {
-		return fmt.Errorf("directory %s holds a damaged mark of a restore; nothing was changed: %w", l.dir, dr.ErrUsage)
+	switch {
+	case len(way) > 0:
+		return errors.Join(&OccupiedError{Dir: l.dir, Marks: way}, closeMarks(way))
+	case others && !l.purpose.InPlace && (l.own == nil || l.own.begunAs(want)):
+		return l.notEmpty() // nothing was restored yet: it is somebody's
 	}
-	return fmt.Errorf("directory %s holds a part of another restore (%s, path %q); nothing was changed: %w", l.dir, strings.Join(p.Trees, ", "), p.Path, dr.ErrUsage)
+	return nil
 }
 
-func (l *Landing) write(mark []byte) error {
-	_, err := l.mark.WriteAt(mark, 0)
-	if err = errors.Join(err, l.mark.Sync(), syncDir(l.dir)); err != nil {
+func (l *Landing) notEmpty() error {
+	return fmt.Errorf("directory %s is not empty and holds no restore that was cut off; nothing was restored: %w", l.dir, dr.ErrUsage)
+}
+
+// list returns the names of the marks in the directory, and whether it holds
+// anything else.
+func (l *Landing) list() (marks []string, others bool, err error) {
+	names, err := os.ReadDir(l.dir)
+	if err != nil {
+		return nil, false, fmt.Errorf("directory to restore into: %w", err)
+	}
+	for _, e := range names {
+		if e.Type().IsRegular() && dr.IsRestoreMark(e.Name()) {
+			marks = append(marks, e.Name())
+		} else {
+			others = true
+		}
+	}
+	return marks, others, nil
+}
+
+// mark makes the mark, and makes sure that nobody else has made one meanwhile.
+func (l *Landing) mark(want []byte) error {
+	m, err := makeMark(l.dir, l.purpose.markName(want))
+	if err != nil {
+		return err
+	}
+	l.own = &m
+	err = l.write(want)
+	names, _, lerr := l.list()
+	if err = errors.Join(err, lerr); err == nil {
+		for _, n := range names {
+			if !slices.Contains(l.Own(l.dir), n) {
+				err = heldError(l.dir)
+			}
+		}
+	}
+	if err != nil {
+		return errors.Join(err, l.Undo())
+	}
+	return nil
+}
+
+func (l *Landing) write(want []byte) error {
+	err := l.own.file.Truncate(0)
+	if err == nil {
+		_, err = l.own.file.WriteAt(want, 0)
+	}
+	if err = errors.Join(err, l.own.file.Sync(), syncDir(l.dir)); err != nil {
 		return fmt.Errorf("mark the directory to restore into: %w", err)
 	}
 	return nil
 }
 
-// vacant makes sure that nothing is overwritten that is not to be: nothing is there
-// but what is called own, or what a restore in place is for.
-func (l *Landing) vacant(own string) error {
-	dir := l.dir
-	names, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("directory to restore into: %w", err)
-	}
-	for _, e := range names {
-		id, marked := strings.CutPrefix(e.Name(), prefix)
-		switch {
-		case e.Name() == own:
-		case marked:
-			return fmt.Errorf("directory %s holds a part of the restore of another snapshot (%s); nothing was changed: %w", dir, id, dr.ErrUsage)
-		case l.inPlace:
-		default:
-			return fmt.Errorf("directory %s is not empty and holds no restore that was cut off; nothing was restored: %w", dir, dr.ErrUsage)
-		}
-	}
-	return nil
-}
-
-// Own are the names in dir that a restore has to leave alone: the mark, where dir
+// Own are the names in dir that a restore has to leave alone: the marks, where dir
 // is the directory itself.
 func (l *Landing) Own(dir string) []string {
 	if filepath.Clean(dir) != filepath.Clean(l.dir) {
 		return nil
 	}
-	return []string{filepath.Base(l.mark.Name())}
+	names := []string{l.own.Name}
+	for _, m := range slices.Concat(l.taken, l.left) {
+		names = append(names, m.Name)
+	}
+	return names
 }
 
-// Resumed reports whether an earlier run has left something here.
+// Resumed reports whether an earlier run of the same has left something here.
 func (l *Landing) Resumed() bool { return l.resumed }
 
-// Finish takes the mark away once everything is restored and on disk; the
-// directory keeps its time.
+// Taken are the marks of other restores that are at their end with this one.
+func (l *Landing) Taken() []Mark { return l.taken }
+
+// Left are the marks of other restores of which this one brings but a part to its
+// end: they stay, and the directory stays half restored.
+func (l *Landing) Left() []Mark { return l.left }
+
+// Finish takes the mark away once everything is restored and on disk, and those that
+// were taken over; the directory keeps its time.
 func (l *Landing) Finish() error {
 	err := func() error {
 		var st unix.Stat_t
 		if err := unix.Stat(l.dir, &st); err != nil {
 			return err
 		}
-		if err := os.Remove(l.mark.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+		// The own one goes last: what is cut off here is gone on with.
+		for _, m := range append(slices.Clone(l.taken), *l.own) {
+			if err := os.Remove(filepath.Join(l.dir, m.Name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
 		}
 		if err := setTime(l.dir, st.Mtim); err != nil {
 			return err
@@ -192,7 +210,7 @@ func (l *Landing) Finish() error {
 		return syncDir(l.dir)
 	}()
 	if err = errors.Join(err, l.Close()); err != nil {
-		return fmt.Errorf("everything is restored, and the mark %s could not be taken away: %w", l.mark.Name(), err)
+		return fmt.Errorf("everything is restored, and the mark %s could not be taken away: %w", filepath.Join(l.dir, l.own.Name), err)
 	}
 	return nil
 }
@@ -204,15 +222,17 @@ func (l *Landing) Undo() error {
 	if l.resumed {
 		return nil
 	}
-	if err := l.vacant(filepath.Base(l.mark.Name())); err != nil {
+	if _, others, err := l.list(); err != nil {
 		return err
+	} else if others && !l.purpose.InPlace {
+		return l.notEmpty()
 	}
 	var before unix.Stat_t
 	err := unix.Stat(l.dir, &before)
 	if err == nil {
-		err = os.Remove(l.mark.Name())
+		err = os.Remove(filepath.Join(l.dir, l.own.Name))
 	}
-	if err == nil && l.inPlace {
+	if err == nil && l.purpose.InPlace {
 		err = setTime(l.dir, before.Mtim)
 	}
 	for i := len(l.made) - 1; i >= 0 && err == nil; i-- {
@@ -237,10 +257,11 @@ func absent(dir string) (list []string) {
 
 // Close leaves the mark for a later run. Closing again does nothing.
 func (l *Landing) Close() error {
-	if err := l.mark.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return err
+	all := slices.Concat(l.taken, l.left)
+	if l.own != nil {
+		all = append(all, *l.own)
 	}
-	return nil
+	return closeMarks(all)
 }
 
 func setTime(dir string, mtime unix.Timespec) error {

@@ -227,6 +227,11 @@ func notWhole(trees []dr.Tree) []string {
 	for what, keys := range by {
 		notes = append(notes, "not whole in the snapshot: "+strings.Join(keys, ", ")+": "+what)
 	}
+	for _, t := range trees {
+		if len(t.HalfRestored) > 0 {
+			notes = append(notes, "half restored when the snapshot was taken, a mixture of two states: "+t.Key+" (an older snapshot may be whole: --snapshot)")
+		}
+	}
 	slices.Sort(notes)
 	return notes
 }

@@ -95,7 +95,8 @@ type ApplyStats struct {
 // is read and hashed (LocalCatalog). What current says must be true: entries
 // equal in both are not looked at. src gives the units that are not here.
 //
-// Files are written in place, but for such as have names that are not the
+// Marks of restores (dr.IsRestoreMark) are left out of the target, and go. Files are
+// written in place, but for such as have names that are not the
 // target's: nothing is written through a link. Directories, links, devices and metadata follow,
 // times last. On return without an error everything is on disk, and the
 // statcache of the tree is recorded. Killed at any point and run again without
@@ -332,6 +333,12 @@ func (a *applier) diff(ctx context.Context, fn func(catalog.Change) error) error
 	filter := func(c catalog.Change) error {
 		if a.excluded(c.Path()) || !a.inScope(c.Path()) {
 			return nil
+		}
+		if c.B != nil && isMark(c.B) {
+			if c.A == nil {
+				return nil
+			}
+			c.Kind, c.B = catalog.Removed, nil
 		}
 		if c.B == nil && a.spared(c.A) {
 			return nil

@@ -214,6 +214,9 @@ func (s *securing) candidate(ctx context.Context, dirs *dirCache, k candidate) e
 	if k.path == "" && err == nil {
 		err = c.root.statRoot(&st)
 	}
+	if err != nil || k.below || !st.IsDir() {
+		c.forgetMarks(k.path)
+	}
 	switch {
 	case err != nil && gone(err):
 		return s.dropUnder(k.path)

@@ -125,6 +125,7 @@ type Capture struct {
 	meta     catalog.Sink // where pages and content lists go
 	identity [32]byte
 	trustFS  bool
+	local    bool // for a local catalog, not for a snapshot
 
 	state  string    // path of the statcache
 	pass1  *os.File  // records of Precopy
@@ -143,7 +144,8 @@ type Capture struct {
 	names     map[string]bool // held files of the merged mount, true: mapped
 
 	sec    *securing
-	groups map[DevIno]uint32 // names per hard-linked file in the last walk
+	groups map[DevIno]uint32   // names per hard-linked file in the last walk
+	marks  map[string]struct{} // of restores that are not at their end (marks.go)
 	clock  func() time.Time
 
 	mu     sync.Mutex

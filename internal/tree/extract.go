@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -192,7 +193,7 @@ func (a *applier) findParents(ctx context.Context) error {
 
 // unlinked turns a link to a file that is not wanted into a file of its own.
 func (a *applier) unlinked(ctx context.Context, e *catalog.Entry) (*catalog.Entry, error) {
-	wanted := a.only == "" || e.Target == a.only || catalog.Under(e.Target, a.only)
+	wanted := (a.only == "" || e.Target == a.only || catalog.Under(e.Target, a.only)) && !dr.IsRestoreMark(path.Base(e.Target))
 	if e.Type != catalog.HardLink || (wanted && (a.match == nil || a.match(e.Target))) {
 		return e, nil
 	}

@@ -24,14 +24,15 @@ func (c *Capture) Finish(ctx context.Context) (dr.Tree, error) {
 	if c.sec == nil {
 		return dr.Tree{}, fmt.Errorf("finish tree %s: nothing was secured", c.o.Root)
 	}
-	if t, ok := c.reuse(); ok {
-		c.kept = true
-		return t, nil
+	t, ok := c.reuse()
+	c.kept = ok
+	if !ok {
+		var err error
+		if t, err = c.finish(ctx); err != nil {
+			return dr.Tree{}, fmt.Errorf("finish tree %s: %w", c.o.Root, err)
+		}
 	}
-	t, err := c.finish(ctx)
-	if err != nil {
-		return dr.Tree{}, fmt.Errorf("finish tree %s: %w", c.o.Root, err)
-	}
+	t.HalfRestored = c.halfRestored()
 	return t, nil
 }
 

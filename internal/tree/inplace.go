@@ -19,6 +19,10 @@ type inPlace struct {
 	aside  []string // beside the way to the only path that is wanted: not even read
 }
 
+// ErrElsewhere: what should be a directory on the way to the path that is wanted is
+// something else. It is not touched, whatever may go.
+var ErrElsewhere = errors.New("it leads somewhere else")
+
 // keeps reports whether what is only on disk stays.
 func (p *inPlace) keeps() bool { return p.on && !p.remove }
 
@@ -59,7 +63,7 @@ func (a *applier) obstacles(ctx context.Context) error {
 		case c.A == nil || c.B == nil || c.A.Type == c.B.Type:
 			return nil
 		case a.wayThere(c.A.Path):
-			return fmt.Errorf("%s is a %v and a %v in the snapshot: it leads somewhere else; move it away: %w", a.root.display(c.A.Path), c.A.Type, c.B.Type, dr.ErrUsage)
+			return fmt.Errorf("%s is a %v and a %v in the snapshot: %w; move it away: %w", a.root.display(c.A.Path), c.A.Type, c.B.Type, ErrElsewhere, dr.ErrUsage)
 		case c.A.Type == catalog.Directory && a.place.keeps():
 			return fmt.Errorf("%s is a directory and a %v in the snapshot; move it away, or allow that what is not in the snapshot goes: %w", a.root.display(c.A.Path), c.B.Type, dr.ErrUsage)
 		}

@@ -45,7 +45,7 @@ func LocalCatalog(ctx context.Context, o CaptureOptions) (_ *Local, err error) {
 		return nil, err
 	}
 	store := &localStore{f: f, unitID: o.UnitID, at: map[dr.UnitID]int64{}}
-	c.meta = store
+	c.meta, c.local = store, true
 	l, err := localCatalog(ctx, c, store)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -67,7 +67,7 @@ func (c *Capture) precopy(ctx context.Context, strict bool) error {
 		jobs: make(chan *readJob, 4*c.o.Workers), queue: make(chan *batch, batchQueue),
 		batch: new(batch),
 	}
-	c.groups = map[DevIno]uint32{}
+	c.groups, c.marks = map[DevIno]uint32{}, map[string]struct{}{}
 	c.result = 0
 	if old, err := os.Open(c.state); err == nil {
 		defer old.Close()
@@ -162,6 +162,9 @@ type precopier struct {
 // visit decides about one entry. It runs in the walk's goroutine.
 func (p *precopier) visit(v *Visit) error {
 	c, st := p.c, v.Stat
+	if c.marksHalfRestored(v) {
+		return nil
+	}
 	p.entries++
 	if st.IsRegular() {
 		c.scanned.Add(st.Size)

@@ -146,7 +146,7 @@ func (s *securing) look(ctx context.Context) error {
 	}
 	s.fast, s.check = false, ok
 	s.steps, s.entries = nil, nil
-	c.groups = map[DevIno]uint32{}
+	c.groups, c.marks = map[DevIno]uint32{}, map[string]struct{}{}
 	if err := s.rewind(); err != nil {
 		return err
 	}
@@ -244,6 +244,9 @@ func (s *securing) lookup(path []byte) (*record, error) {
 // visit decides about one entry. It runs in the walk's goroutine.
 func (s *securing) visit(v *Visit) error {
 	c, st := s.c, v.Stat
+	if c.marksHalfRestored(v) {
+		return nil
+	}
 	old, err := s.lookup(v.Path)
 	if err != nil {
 		return err
